@@ -1,6 +1,6 @@
 """Recipe parts: the base of every `Config`, values derived from the image set, kinds by file name.
 
-A field whose default is `None` means "derive it from the set": `Config.completed` fills it in.
+A field whose default is `DERIVED` takes a value that suits the set: `Config.completed` fills it in.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, Val
 
 from knowledge_recycling.errors import RecipeError
 
+DERIVED: Any = None
+"""Default of a field that is derived from the set unless the recipe gives it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -31,6 +34,7 @@ class Facts:
     """Training images of the rarest class."""
     symmetries: tuple[str, ...]
     """Flips measured to keep the class (see `data.augment.measured_symmetries`)."""
+    on_gpu: bool
 
 
 class Config(BaseModel):
@@ -39,12 +43,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def derived(self, facts: Facts) -> dict[str, Any]:
-        """Returns a value for each field that may be derived; only those left `None` are used."""
+        """Returns a value for each `DERIVED` field; those that the recipe gives are not used."""
         del facts
         return {}
 
     def completed(self, facts: Facts) -> Self:
-        """Returns this config with every underived field, here and in nested parts, filled in."""
+        """Returns this config with the derived fields, here and in nested parts, filled in."""
         nested = {name: value.completed(facts) for name, value in self if isinstance(value, Config)}
         derived = {
             name: value
@@ -154,7 +158,7 @@ def kind_module(family: str, kind: str) -> ModuleType:
 
 def _plugin_resolver(family: str, section: str, default: str) -> Callable[[Any], Any]:
     def resolve(values: Any) -> Any:
-        if isinstance(values, Config):
+        if values is None or isinstance(values, Config):
             return values
         if not isinstance(values, Mapping):
             raise RecipeError(
@@ -166,6 +170,7 @@ def _plugin_resolver(family: str, section: str, default: str) -> Callable[[Any],
     return resolve
 
 
-def plugin(family: str, section: str, default: str) -> Any:
+def plugin(family: str, section: str, default: str) -> tuple[Any, ...]:
     """Returns the annotation metadata that turns a recipe table into the `Config` of its kind."""
-    return BeforeValidator(_plugin_resolver(family, section, default)), SerializeAsAny()
+    marker: Any = SerializeAsAny
+    return BeforeValidator(_plugin_resolver(family, section, default)), marker()

@@ -1,0 +1,1 @@
+"""What a classifier or a synthetic set is worth, in numbers."""

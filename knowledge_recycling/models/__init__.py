@@ -1,0 +1,1 @@
+"""Networks; a kind of the recipe is a file of a folder here."""

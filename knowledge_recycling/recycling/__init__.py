@@ -1,0 +1,1 @@
+"""From generator and teacher to student: selection, tuning, distillation."""

@@ -1,0 +1,1 @@
+"""Classifiers; a file per kind."""

@@ -1,0 +1,1 @@
+"""Class-conditional generators; a file per kind."""

@@ -1,0 +1,149 @@
+"""What stages leave in a run folder, read back as ready objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from knowledge_recycling.config import kind_module
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.images import ImageSet, Splits
+from knowledge_recycling.models.build import build_classifier, build_generator, frozen
+from knowledge_recycling.models.contracts import Classifier, Generator
+from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recipe import Recipe, TeacherConfig
+from knowledge_recycling.recycling import distillation
+from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher, with_knobs
+from knowledge_recycling.recycling.synthesis import Source, class_prior
+from knowledge_recycling.storage import read_json, read_weights
+from knowledge_recycling.training.classifier import WEIGHTS
+
+DATA = "data.json"
+"""The set as seen, in the folder of the stage `data`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at work: its folder, its completed recipe, its images and its surroundings."""
+
+    folder: Path
+    recipe: Recipe
+    splits: Splits
+    context: Context
+
+    @property
+    def members(self) -> ImageSet:
+        """The real images that teacher and generator are trained on."""
+        return self.splits.train
+
+    @property
+    def val(self) -> ImageSet:
+        """The real images that choices are made on."""
+        return self.splits.val
+
+
+def new_classifier(run: Run, who: Literal["teacher", "student"]) -> Classifier:
+    """Returns the untrained teacher or student."""
+    config: TeacherConfig | StudentConfig = getattr(run.recipe, who)
+    return build_classifier(
+        config.classifier,
+        run.members.shape,
+        run.members.num_classes,
+        fabric=run.context.fabric,
+        seed=run.context.seed,
+        name=who,
+    )
+
+
+def new_generator(run: Run) -> Generator:
+    """Returns the untrained generator."""
+    return build_generator(
+        run.recipe.generator,
+        run.members.shape,
+        run.members.num_classes,
+        fabric=run.context.fabric,
+        seed=run.context.seed,
+        name="generator",
+    )
+
+
+def load_teacher(run: Run) -> Teacher:
+    """Returns the trained teacher, frozen, with its calibration temperature."""
+    classifier = new_classifier(run, "teacher")
+    read_weights(run.folder / "teacher" / WEIGHTS, classifier)
+    return Teacher(
+        frozen(classifier), read_json(run.folder / "teacher/teacher.json")["temperature"]
+    )
+
+
+def load_student(run: Run) -> Classifier:
+    """Returns the trained student, frozen."""
+    classifier = new_classifier(run, "student")
+    read_weights(run.folder / "student" / WEIGHTS, classifier)
+    return frozen(classifier)
+
+
+def candidate_files(run: Run) -> list[Path]:
+    """Returns the weights of the candidates, oldest first."""
+    return sorted((run.folder / "generator").glob("candidate-*.safetensors"))
+
+
+def chosen_candidate(run: Run) -> Path:
+    """Returns the weights of the candidate that Checkpoint Optimisation chose."""
+    name = chosen(run.folder / "candidates/candidates.json")["name"]
+    return run.folder / "generator" / f"{name}.safetensors"
+
+
+def chosen_knobs(run: Run) -> Knobs:
+    """Returns the knobs that Tuning chose."""
+    knobs: Knobs = chosen(run.folder / "tuning/trials.json")["knobs"]
+    return knobs
+
+
+def chosen(table: Path) -> dict[str, Any]:
+    """Returns the row of a table of candidates or trials that was chosen."""
+    row: dict[str, Any] = next(row for row in read_json(table) if row["chosen"])
+    return row
+
+
+def generator_knobs(recipe: Recipe) -> dict[str, Knob]:
+    """Returns the knobs of the recipe's kind of generator."""
+    knobs: dict[str, Knob] = kind_module("models.generators", recipe.generator.kind).KNOBS
+    return knobs
+
+
+def known_knobs(recipe: Recipe) -> dict[str, Knob]:
+    """Returns all knobs that tuning may turn: the generator's and the student's."""
+    return generator_knobs(recipe) | distillation.KNOBS
+
+
+def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> Source:
+    """Returns a candidate ready to draw synthetic sets with those of `knobs` that are its own."""
+    generator = new_generator(run)
+    read_weights(candidate, generator)
+    synthesis = run.recipe.student.synthesis
+    own = generator_knobs(run.recipe)
+    return Source(
+        generator=frozen(generator),
+        knobs={name: value for name, value in knobs.items() if name in own},
+        class_names=run.members.class_names,
+        prior=class_prior(run.members, synthesis.prior),
+        filter=synthesis.filter,
+        teacher=teacher.classifier,
+    )
+
+
+def lesson_of(
+    run: Run, candidate: Path, knobs: Knobs, *, config: StudentConfig, name: str
+) -> Lesson:
+    """Returns the lesson of a student of `config` on a candidate's images."""
+    teacher = load_teacher(run)
+    return Lesson(
+        config=with_knobs(config, knobs),
+        source=load_source(run, teacher, candidate, knobs),
+        teacher=teacher,
+        num_train=len(run.members),
+        val=run.val,
+        name=name,
+    )

@@ -1,0 +1,170 @@
+"""The command `kr`: each command is a few lines over the Python API.
+
+Heavy libraries are imported inside the commands, so that `kr --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from knowledge_recycling import __version__
+from knowledge_recycling.errors import KRError
+from knowledge_recycling.interruption import Interrupted, answered_signals
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 75
+"""The run was asked to stop and can go on (EX_TEMPFAIL of sysexits.h)."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train a classifier on synthetic images only, and compare it with one trained on yours.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe in TOML; write one with: kr new.")]
+RunPath = Annotated[Path, typer.Argument(help="Run folder.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads the annotation at run time)
+    typer.Option("--set", help="Change a key of the recipe: --set seed=1. May be repeated."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.command()
+def new(
+    recipe: Annotated[Path, typer.Argument(help="File to write.")],
+    kind: Annotated[str, typer.Option(help="Kind of data source.")] = "folder",
+) -> None:
+    """Write a commented recipe to start from."""
+    from knowledge_recycling.template import write_recipe
+
+    write_recipe(recipe, kind)
+    console.print(f"wrote {recipe}; next: edit it, then kr check {recipe}", markup=False)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Show the image set as the run would see it, and train nothing."""
+    from knowledge_recycling.data.inspection import inspect, render
+    from knowledge_recycling.data.splits import load_splits
+    from knowledge_recycling.recipe import Recipe
+
+    console.print(render(inspect(load_splits(Recipe.load(recipe, overrides or ()).data))))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run folder; by default runs/ and the recipe's name."),
+    ] = None,
+    overrides: Overrides = None,
+    until: Annotated[Optional[str], typer.Option(help="Last stage to run.")] = None,  # noqa: UP045
+    redo: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Stage to do anew, with all that follow."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show all settings, derived ones too, and stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe, or go on with it where it stopped."""
+    from knowledge_recycling import pipeline
+    from knowledge_recycling.progress import make_reporter
+    from knowledge_recycling.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    if dry_run:
+        console.print_json(pipeline.derive(loaded).model_dump_json())
+        return
+    out = out or Path("runs") / recipe.stem
+    result = pipeline.run(
+        loaded, out, until=until, redo=redo, reporter=make_reporter(errors, quiet=quiet)
+    )
+    if result is not None:
+        console.print(outcome(result, out), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(run: RunPath) -> None:
+    """Show which stages of a run are done, and what they took."""
+    from knowledge_recycling.pipeline import STAGE_NAMES
+    from knowledge_recycling.status import status_table
+
+    console.print(status_table(run, ("data", *STAGE_NAMES)))
+
+
+@app.command()
+def report(
+    run: RunPath,
+    public: Annotated[
+        bool, typer.Option("--public", help="Leave out real images and local names.")
+    ] = False,
+) -> None:
+    """Write the report of a finished run as one HTML page."""
+    from knowledge_recycling.reporting.report import write_report
+
+    console.print(f"wrote {write_report(run, public=public)}", markup=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    """Train a classifier on synthetic images only, and compare it with one trained on yours."""
+    if show:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def outcome(result: Result, out: Path) -> str:
+    """Returns the run in three lines."""
+    teacher, student = result.teacher.test, result.student.test
+    return "\n".join(
+        [
+            f"teacher {percent(teacher.accuracy)}, student {percent(student.accuracy)} "
+            f"(accuracy on {teacher.n} real test images, 95 % intervals)",
+            f"gap {result.gap.accuracy_pp:+.2f} points {interval(result.gap.accuracy_ci95)}; "
+            f"membership leakage was not audited",
+            f"report: {out / 'report.html'} (internal: shows real images)",
+        ]
+    )
+
+
+def percent(measure: Measure) -> str:
+    """Returns a fraction and its interval in percent."""
+    assert measure.value is not None
+    return f"{100 * measure.value:.1f} % {interval((100 * measure.low, 100 * measure.high))}"
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns errors that the user can act on into a message and an exit code."""
+    try:
+        yield
+    except KRError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_ERROR)
+    except Interrupted:
+        command = " ".join(["kr", *sys.argv[1:]])
+        errors.print(f"stopped; all work so far is saved. Go on with: {command}", markup=False)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def main() -> None:
+    """Runs the command line."""
+    with clear_errors(), answered_signals():
+        app()

@@ -1,0 +1,73 @@
+"""Devices, precision and processes through lightning-fabric; the loops stay visible."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from knowledge_recycling.config import Config
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ComputeConfig(Config):
+    """Where and how to compute."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """`auto` takes bf16 autocast where the processor has bf16 instructions."""
+    threads: int | None = None
+    """CPU threads of torch; unset: one per core this process may use."""
+
+
+def make_fabric(config: ComputeConfig) -> Fabric:
+    """Returns the fabric that every training loop and objective of a run uses."""
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if has_fast_bf16(on_gpu=on_gpu) else "32-true"
+    return Fabric(accelerator=config.accelerator, devices=1, precision=precision)
+
+
+def has_fast_bf16(*, on_gpu: bool) -> bool:
+    """Returns whether bf16 is faster than fp32 here; emulated bf16 convolutions are 10x slower."""
+    if on_gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def place(module: ModuleT, fabric: Fabric) -> ModuleT:
+    """Moves `module` to the fabric's device in channels-last layout and returns it."""
+    module.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def descend(
+    fabric: Fabric, loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float | None = None
+) -> None:
+    """Takes one optimiser step down the gradient of `loss`, averaged over processes."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if fabric.world_size > 1:
+        average_gradients(fabric, parameters)
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+def average_gradients(fabric: Fabric, parameters: list[nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over processes, as one flat message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    mean = fabric.all_reduce(flat, reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    parts = torch.split(mean, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,218 @@
+"""The run, top to bottom: which stage follows which, and what each depends on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from knowledge_recycling import stages
+from knowledge_recycling.artefacts import DATA, Run
+from knowledge_recycling.compute import make_fabric
+from knowledge_recycling.config import Facts, did_you_mean
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.augment import measured_symmetries
+from knowledge_recycling.data.images import Splits
+from knowledge_recycling.data.inspection import inspect
+from knowledge_recycling.data.splits import load_splits
+from knowledge_recycling.errors import RunError
+from knowledge_recycling.progress import Reporter, SilentReporter
+from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.reporting.report import write_report
+from knowledge_recycling.reporting.result import Result, read_result
+from knowledge_recycling.rundir import Fingerprint, flattened, locked, output_digest, perform
+from knowledge_recycling.storage import read_json, write_json
+from knowledge_recycling.summary import RESULT, summarise
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the method's table."""
+
+    name: str
+    """Its folder in the run folder."""
+    work: Callable[[Run, Path], None]
+    settings: tuple[str, ...]
+    """Parts of the recipe it depends on."""
+    inputs: tuple[str, ...]
+    """Stages whose outputs it reads; their digests are part of its fingerprint."""
+    splits: tuple[str, ...]
+    """Splits of the real set it looks at."""
+    version: int = 1
+    """Raised when the same settings and inputs begin to give other outputs."""
+
+
+STAGES = (
+    Stage("teacher", stages.train_teacher, ("teacher",), (), ("train", "val")),
+    Stage("generator", stages.train_generator, ("generator", "generator_training"), (), ("train",)),
+    Stage(
+        "candidates",
+        stages.optimise_checkpoint,
+        ("student", "selection"),
+        ("teacher", "generator"),
+        ("val",),
+    ),
+    Stage(
+        "tuning",
+        stages.tune_knobs,
+        ("student", "selection", "tuning"),
+        ("teacher", "generator", "candidates"),
+        ("val",),
+    ),
+    Stage(
+        "student",
+        stages.distil_student,
+        ("student",),
+        ("teacher", "generator", "candidates", "tuning"),
+        ("val",),
+    ),
+    Stage(
+        "evaluation",
+        stages.evaluate,
+        ("evaluation",),
+        ("teacher", "generator", "candidates", "tuning", "student"),
+        ("train", "val", "test"),
+    ),
+)
+"""Only `evaluation` looks at the test split."""
+
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+def run(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    until: str | None = None,
+    redo: str | None = None,
+    reporter: Reporter | None = None,
+) -> Result | None:
+    """Runs the recipe in the folder `out`, going on where an earlier call stopped.
+
+    Args:
+        recipe: The run.
+        out: The run folder; made if there is none.
+        until: Last stage to run; unset: all, then the result and the report.
+        redo: First stage to do anew, with all that follow it.
+        reporter: Told of the progress; unset: nobody is.
+
+    Returns:
+        The result, `None` if `until` stopped before the last stage.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+        DataError: The images are.
+        RunError: The folder holds another run, is damaged, or cannot be written.
+        Interrupted: A signal asked to stop; the same call goes on.
+    """
+    out = Path(out)
+    for name in (until, redo):
+        check_stage_name(name)
+    splits = load_splits(recipe.data)
+    with locked(out):
+        if redo is not None:
+            forget(out, redo)
+        prepared = prepare(recipe, splits, out, reporter or SilentReporter())
+        for stage in STAGES:
+            prepared.context.reporter.stage(stage.name)
+            perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
+            if stage.name == until:
+                return None
+        write_json(out / RESULT, summarise(prepared, recipe))
+        write_report(out)
+    return read_result(out)
+
+
+def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Run:
+    """Looks at the set, derives the settings left open, and returns the run ready to work.
+
+    Raises:
+        RunError: The folder was made with other images or data settings.
+    """
+    fabric = make_fabric(recipe.compute)
+    digests = {name: part.digest() for name, part in vars(splits).items()}
+    settings = flattened("data", recipe.data.model_dump(mode="json"))
+    perform(out / "data", settings | flattened("digest", digests), partial(describe, splits))
+    seen = read_json(out / "data" / DATA)
+    on_gpu = fabric.device.type != "cpu"
+    completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
+    write_json(out / "recipe.json", completed.model_dump(mode="json"))
+    return Run(out, completed, splits, Context(fabric, recipe.seed, reporter))
+
+
+def describe(splits: Splits, folder: Path) -> None:
+    """Writes the set as seen, and the flips it allows."""
+    inspection = inspect(splits)
+    counts = {each.name: each.class_counts for each in inspection.splits}
+    write_json(
+        folder / DATA,
+        {
+            "shape": inspection.shape,
+            "classes": inspection.class_names,
+            "counts": counts,
+            "warnings": inspection.warnings,
+            "symmetries": measured_symmetries(splits.train, splits.val),
+        },
+    )
+
+
+def facts(splits: Splits, symmetries: Sequence[str], *, on_gpu: bool) -> Facts:
+    """Returns what defaults are derived from; nothing of the test split."""
+    return Facts(
+        num_train=len(splits.train),
+        num_val=len(splits.val),
+        shape=splits.train.shape,
+        num_classes=splits.train.num_classes,
+        smallest_class=int(splits.train.class_counts().min()),
+        symmetries=tuple(symmetries),
+        on_gpu=on_gpu,
+    )
+
+
+def fingerprint(stage: Stage, run: Run) -> Fingerprint:
+    """Returns all that the outputs of `stage` depend on, by dotted name."""
+    settings = run.recipe.model_dump(mode="json")
+    parts: dict[str, Any] = {
+        "version": stage.version,
+        "seed": run.recipe.seed,
+        "precision": run.context.fabric._precision.precision,
+    }
+    for name in stage.settings:
+        parts |= flattened(name, settings[name])
+    for name in stage.splits:
+        parts[f"digest.{name}"] = getattr(run.splits, name).digest()
+    for name in stage.inputs:
+        parts[f"output of {name}"] = output_digest(run.folder / name)
+    return parts
+
+
+def forget(out: Path, first: str) -> None:
+    """Deletes the stage `first` and all that follow it."""
+    for name in STAGE_NAMES[STAGE_NAMES.index(first) :]:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def check_stage_name(name: str | None) -> None:
+    """Checks that `name` is a stage, or nothing.
+
+    Raises:
+        RunError: It is not.
+    """
+    if name is not None and name not in STAGE_NAMES:
+        raise RunError(
+            f"there is no stage '{name}'",
+            expected=f"one of {', '.join(STAGE_NAMES)}",
+            got=name,
+            next_step=did_you_mean(name, STAGE_NAMES),
+        )
+
+
+def derive(recipe: Recipe) -> Recipe:
+    """Returns the recipe with all settings that a run would derive from the set filled in."""
+    splits = load_splits(recipe.data)
+    symmetries = measured_symmetries(splits.train, splits.val)
+    on_gpu = make_fabric(recipe.compute).device.type != "cpu"
+    return recipe.completed(facts(splits, symmetries, on_gpu=on_gpu))

@@ -1,0 +1,111 @@
+"""Progress of long work: a live bar on a terminal, a line per task elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Advance = Callable[[int], None]
+"""Told the images done so far."""
+
+
+class Reporter(Protocol):
+    """Shows how far the tasks of a run are."""
+
+    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
+        """Opens a task of `total` images; the context gives the function to call as it goes."""
+
+    def stage(self, name: str) -> None:
+        """Says that a stage is next."""
+
+
+class SilentReporter:
+    """Shows nothing: the default of the Python API."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Ignores the task."""
+        del label, total
+        yield lambda _: None
+
+    def stage(self, name: str) -> None:
+        """Ignores the stage."""
+
+
+class PlainReporter:
+    """One line when a task ends: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Prints the label, the images and their rate once the task is over."""
+        done = [0]
+        first: list[int] = []
+
+        def advance(count: int) -> None:
+            if not first:
+                first.append(count)
+            done[0] = count
+
+        start = time.monotonic()
+        yield advance
+        seconds = time.monotonic() - start
+        rate = (done[0] - (first[0] if first else 0)) / max(seconds, 1e-9)
+        self._print(f"  {label}: {done[0]} of {total} images, {seconds:.0f} s, {rate:.0f}/s")
+
+    def stage(self, name: str) -> None:
+        """Prints the name of the stage."""
+        self._print(name)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate of `task`, blank until it is known."""
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.0f} images/s", style="dim")
+
+
+class LiveReporter(PlainReporter):
+    """A bar with rate and time left for each open task."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Shows a bar while the task is open and leaves its last state on the screen."""
+        columns = (
+            TextColumn("{task.description:<28}", markup=False),
+            BarColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda done: progress.update(task, completed=done)
+
+
+def make_reporter(console: Console, *, quiet: bool) -> Reporter:
+    """Returns the reporter that suits the console."""
+    if quiet:
+        return SilentReporter()
+    return LiveReporter(console) if console.is_terminal else PlainReporter(console)

@@ -1,0 +1,150 @@
+"""The recipe: a whole run as frozen models; TOML in and out.
+
+Each part is described beside what it configures; this module only composes them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field
+
+from knowledge_recycling.compute import ComputeConfig
+from knowledge_recycling.config import Config, Facts, PluginConfig, plugin, validate
+from knowledge_recycling.data.sources import SourceConfig
+from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.recycling.distillation import StudentConfig
+from knowledge_recycling.recycling.scoring import SelectionConfig
+from knowledge_recycling.recycling.tuning import TuningConfig
+from knowledge_recycling.rundir import flattened
+from knowledge_recycling.training.classifier import ClassifierTraining
+from knowledge_recycling.training.generator import GeneratorTraining
+
+
+class TeacherConfig(Config):
+    """The teacher: a classifier trained on the real images."""
+
+    classifier: Annotated[
+        PluginConfig, *plugin("models.classifiers", "teacher.classifier", "resnet")
+    ] = Field(default_factory=dict, validate_default=True)
+    """The network."""
+    training: ClassifierTraining = ClassifierTraining()
+    """Its training."""
+
+
+class EvaluationConfig(Config):
+    """The final look at the test split."""
+
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples behind each interval."""
+    quality_images: int = Field(1000, ge=50)
+    """Synthetic images drawn to measure quality."""
+    grid_images: int = Field(10, ge=1, le=50)
+    """Images per class in the sample grids of the report."""
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    data: Annotated[SourceConfig, *plugin("data.sources", "data", "digits")]
+    """Where the images come from."""
+    seed: int = Field(0, ge=0)
+    """All randomness of the run derives from it."""
+    teacher: TeacherConfig = TeacherConfig()
+    generator: Annotated[PluginConfig, *plugin("models.generators", "generator", "flow")] = Field(
+        default_factory=dict, validate_default=True
+    )
+    """The kind of generator and its own settings."""
+    generator_training: GeneratorTraining = GeneratorTraining()
+    """Length and batches of the generator's training, whatever its kind."""
+    selection: SelectionConfig = SelectionConfig()
+    tuning: TuningConfig = TuningConfig()
+    student: StudentConfig = StudentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    def completed(self, facts: Facts) -> Self:
+        """Returns the recipe with every underived field filled in from the set."""
+        recipe = self
+        if "classifier" not in self.student.model_fields_set:
+            student = self.student.model_copy(update={"classifier": self.teacher.classifier})
+            recipe = self.model_copy(update={"student": student})
+        return super(Recipe, recipe).completed(facts)
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+        """Returns the recipe of a TOML file, changed by `overrides` such as "seed=1".
+
+        Raises:
+            RecipeError: The file is missing or not TOML, or a key or value is wrong.
+        """
+        values = read_toml(Path(path))
+        for override in overrides:
+            apply_override(values, override)
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Returns the recipe of nested mappings, as TOML gives them.
+
+        Raises:
+            RecipeError: A key or value is wrong.
+        """
+        return validate(cls, values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML file.
+
+    Raises:
+        RecipeError: It is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise RecipeError(
+            "there is no such recipe" if missing else "the recipe cannot be read",
+            where=path,
+            expected="a TOML file",
+            got=None if missing else error,
+            next_step="write one with: kr new RECIPE" if missing else "correct the file",
+        ) from error
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets one key of `values`; `override` is "dotted.key=value", the value in TOML.
+
+    Raises:
+        RecipeError: It is not of that form.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(
+            "an override has no value",
+            where=f"--set {override}",
+            expected="dotted.key=value",
+            got=override,
+        )
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[last] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, so that a shell needs no quotes in quotes
+
+
+def changed_settings(recipe: Recipe) -> dict[str, Any]:
+    """Returns the settings that were given, not derived or default, by dotted key."""
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    return {
+        key: value for name, inner in given.items() for key, value in flattened(name, inner).items()
+    }

@@ -1,0 +1,159 @@
+"""Generative Knowledge Distillation: a student learns synthetic images as its teacher sees them.
+
+GKD of KR (arXiv 2407.15526) and GaFi (arXiv 2305.10118). The frozen teacher labels exactly the augmented batch the student gets. Hard labels, a fixed set
+and filtering are settings of the same stream.
+
+Shapes: N images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from knowledge_recycling.config import DERIVED, Config, Facts, PluginConfig, plugin
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.models.build import build_classifier
+from knowledge_recycling.models.contracts import Classifier
+from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
+from knowledge_recycling.rundir import SCRATCH
+from knowledge_recycling.training.classifier import (
+    Fit,
+    Targets,
+    ClassifierTraining,
+    fit_classifier,
+    hard_targets,
+)
+from knowledge_recycling.training.loop import Record
+
+CPU_ROUNDS = 6
+"""Synthetic sets drawn for one student where sampling is dear: the default on a CPU."""
+
+
+class StudentConfig(Config):
+    """The student and what it learns from."""
+
+    classifier: Annotated[
+        PluginConfig, *plugin("models.classifiers", "student.classifier", "resnet")
+    ] = DERIVED
+    """The network; unset: the teacher's."""
+    training: ClassifierTraining = ClassifierTraining()
+    """Its training."""
+    synthesis: SynthesisConfig = SynthesisConfig()
+    """The images it learns from."""
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature of the soft labels, on top of the teacher's calibration."""
+    hard_weight: float = Field(0.0, ge=0, le=1)
+    """Weight of the hard label (the class an image was drawn for) in the target: 0 is GKD,
+    1 is training on hard labels alone."""
+
+    def completed(self, facts: Facts) -> Self:
+        """Derives the period too, which depends on the length of training."""
+        student = super().completed(facts)
+        if "period" in student.synthesis.model_fields_set:
+            return student
+        epochs = student.training.images_seen / student.num_images(facts.num_train)
+        period = 1 if facts.on_gpu else max(1, round(epochs / CPU_ROUNDS))
+        synthesis = student.synthesis.model_copy(update={"period": period})
+        return student.model_copy(update={"synthesis": synthesis})
+
+    def num_images(self, num_train: int) -> int:
+        """Returns the images of one synthetic set beside `num_train` real ones."""
+        return max(1, round(self.synthesis.set_size * num_train))
+
+
+KNOBS = {
+    "temperature": Knob(1.0, (0.5, 1.0, 2.0)),
+    "hard_weight": Knob(0.0, (0.0, 0.3, 1.0)),
+}
+"""Settings of the student that tuning may turn beside the generator's knobs."""
+
+
+def with_knobs(config: StudentConfig, knobs: Knobs) -> StudentConfig:
+    """Returns the student with those of `knobs` that are its own."""
+    return config.model_copy(update={name: knobs[name] for name in KNOBS if name in knobs})
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen classifier and the temperature that calibrates it on validation."""
+
+    classifier: Classifier
+    temperature: float
+
+
+def soft_targets(teacher: Teacher, config: StudentConfig, num_classes: int) -> Targets:
+    """Returns targets mixed from the teacher's soft labels and the hard labels.
+
+    (1 - w) softmax(z / (T_calibration T)) + w onehot(y), z the teacher's logits of the augmented
+    batch, w the hard weight, T the temperature.
+    """
+    hard = hard_targets(num_classes)
+    temperature = teacher.temperature * config.temperature
+
+    @torch.no_grad()
+    def targets(images: Tensor, labels: Tensor) -> Tensor:
+        if config.hard_weight == 1.0:
+            return hard(images, labels)
+        soft = functional.softmax(teacher.classifier(images).float() / temperature, dim=1)
+        return torch.lerp(soft, hard(images, labels), config.hard_weight)
+
+    return targets
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that a student's training depends on."""
+
+    config: StudentConfig
+    source: Source
+    teacher: Teacher
+    num_train: int
+    """Real training images: the unit of `set_size`."""
+    val: ImageSet
+    """Real images that choose the best snapshot."""
+    name: str
+    """Names the random streams and the progress line."""
+
+
+def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
+    """Trains a student in `folder` on synthetic images alone; returns its validation records.
+
+    Writes `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
+    """
+    config, val = lesson.config, lesson.val
+    training = config.training
+    size = config.num_images(lesson.num_train)
+    stream = RegeneratingStream(
+        lesson.source,
+        size=size,
+        batch_size=min(training.batch_size, size),
+        period=config.synthesis.period,
+        name=lesson.name,
+        folder=folder / SCRATCH,
+        context=context,
+    )
+    student = build_classifier(
+        config.classifier,
+        val.shape,
+        val.num_classes,
+        fabric=context.fabric,
+        seed=context.seed,
+        name=lesson.name,
+    )
+    fit = Fit(
+        name=lesson.name,
+        config=training,
+        targets=soft_targets(lesson.teacher, config, val.num_classes),
+        batches=stream,
+        val=val,
+    )
+    return fit_classifier(student, fit, folder, context)

@@ -1,0 +1,94 @@
+"""Tuning: the knobs with which the chosen candidate teaches best, searched by Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import optuna
+from pydantic import NonNegativeInt
+
+from knowledge_recycling.config import Config, did_you_mean
+from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.randomness import named_seed
+from knowledge_recycling.recycling.scoring import Score
+
+Space = Mapping[str, Knob]
+
+
+class TuningConfig(Config):
+    """Which knobs are tuned and how long."""
+
+    trials: NonNegativeInt = 5
+    """Settings tried, the defaults first; 0 or 1 keeps the defaults."""
+    sampler: Literal["tpe", "grid"] = "tpe"
+    """Optuna's sampler: `tpe` learns from earlier trials, `grid` goes through all combinations."""
+    knobs: tuple[str, ...] = ("latent_std", "guidance", "hard_weight")
+    """Names of the knobs that are turned; the others keep their defaults."""
+    choices: dict[str, tuple[float, ...]] = {}
+    """Values to try for a knob instead of its own."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the tuned knobs and its score."""
+
+    knobs: dict[str, float]
+    score: Score
+
+
+def chosen_space(config: TuningConfig, known: Space) -> Space:
+    """Returns the knobs to tune.
+
+    Raises:
+        RecipeError: A name is not among the `known` knobs.
+    """
+    for name in (*config.knobs, *config.choices):
+        if name not in known:
+            raise RecipeError(
+                f"there is no knob '{name}'",
+                where="tuning.knobs",
+                expected=f"some of {', '.join(sorted(known))}",
+                got=name,
+                next_step=did_you_mean(name, known),
+            )
+    return {
+        name: Knob(known[name].default, config.choices.get(name, known[name].choices))
+        for name in config.knobs
+    }
+
+
+def tune(
+    config: TuningConfig, space: Space, try_knobs: Callable[[int, Knobs], Score], seed: int
+) -> list[Trial]:
+    """Returns the trials of a search for the knobs with the highest CAS, the defaults first.
+
+    The study lives in memory: trials that are done are told to it again when a run resumes, which
+    leads the seeded sampler to the same next trial.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=_sampler(config, space, seed))
+    study.enqueue_trial({name: knob.default for name, knob in space.items()})
+    trials: list[Trial] = []
+    for number in range(max(1, config.trials)):
+        asked = study.ask()
+        knobs = {
+            name: float(asked.suggest_categorical(name, list(knob.choices)))
+            for name, knob in space.items()
+        }
+        repeated = next((trial for trial in trials if trial.knobs == knobs), None)
+        score = repeated.score if repeated else try_knobs(number, knobs)
+        study.tell(asked, -1.0 if score.cas is None else score.cas)
+        if repeated is None:
+            trials.append(Trial(knobs, score))
+    return trials
+
+
+def _sampler(config: TuningConfig, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    seed = named_seed(seed, "tuning") % 2**32
+    if config.sampler == "grid":
+        grid = {name: list(knob.choices) for name, knob in space.items()}
+        return optuna.samplers.GridSampler(grid, seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=3)

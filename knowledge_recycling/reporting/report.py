@@ -1,0 +1,193 @@
+"""The report: one self-contained HTML page that says what a finished run reached.
+
+It only reads the run folder: `result.json`, the training logs and the sample images. The page has
+no script, no address outside itself, and no real image in its public variant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from knowledge_recycling.errors import RunError
+from knowledge_recycling.reporting import plots
+from knowledge_recycling.reporting.result import Result, read_result, shareable
+from knowledge_recycling.reporting.samples import ClassSamples, read_samples
+from knowledge_recycling.reporting.wording import FORMATS, Verdict, number, plain, verdict
+from knowledge_recycling.storage import write_text
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that the Student took for another."""
+
+    true_class: str
+    taken_for: str
+    count: int
+    of: int
+    """Images of the true class."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The drawings of the page; `None` where the run has nothing to draw."""
+
+    gap: Markup
+    recall: Markup | None
+    confusion: Mapping[str, Markup | None]
+    reliability: Mapping[str, Markup | None]
+    training: Mapping[str, Markup | None]
+    candidates: Markup | None
+    tuning: Markup | None
+    knobs: Markup | None
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything the template shows."""
+
+    result: Result
+    public: bool
+    verdict: Verdict
+    figures: Figures
+    confusions: tuple[Confusion, ...]
+    samples: tuple[ClassSamples, ...]
+    quality: Mapping[str, str]
+    """Value as shown, by metric."""
+    baseline: float | None
+    """Accuracy of always answering the most frequent class of the test split."""
+    false_alarm_rates: tuple[float, ...]
+    """Columns of the table of attacks."""
+    readable_classes: int = plots.READABLE_CLASSES
+
+
+def write_report(run_folder: Path, *, public: bool = False, target: Path | None = None) -> Path:
+    """Writes the report of a finished run and returns where it is.
+
+    Args:
+        run_folder: The run.
+        public: Leave out every real image and all text that may name files, to hand the page on.
+        target: HTML file to write; `None`: `report.html` or `report-public.html` in the run.
+
+    Raises:
+        RunError: The run has no readable result, or the page cannot be written.
+    """
+    page = _render(_view(run_folder, public=public))
+    target = target or run_folder / ("report-public.html" if public else "report.html")
+    write_text(target, page)
+    return target
+
+
+def _view(run_folder: Path, *, public: bool) -> View:
+    result = read_result(run_folder)
+    if public:
+        result = shareable(result)
+    classes = result.dataset.classes
+    return View(
+        result=result,
+        public=public,
+        verdict=verdict(result),
+        figures=_figures(result, run_folder),
+        confusions=_largest_confusions(result),
+        samples=read_samples(
+            run_folder, classes, with_real=not public, limit=plots.READABLE_CLASSES
+        ),
+        quality=dict(_shown(result.quality)),
+        baseline=_baseline(result.dataset.counts.get("test", ())),
+        false_alarm_rates=_false_alarm_rates(result),
+    )
+
+
+def _shown(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _shown(value, f"{prefix}{name}_")
+        else:
+            is_number = isinstance(value, int | float | None)
+            yield prefix + name, number(value) if is_number else plain(value)
+
+
+def _baseline(counts: Sequence[int]) -> float | None:
+    return max(counts) / sum(counts) if sum(counts) else None
+
+
+def _false_alarm_rates(result: Result) -> tuple[float, ...]:
+    attacks = [each for by_name in result.privacy.values() for each in by_name.values()]
+    return tuple(sorted({rate for each in attacks for rate in each.tpr_at_fpr}, reverse=True))
+
+
+def _figures(result: Result, run_folder: Path) -> Figures:
+    classifiers = {"Teacher": result.teacher.test, "Student": result.student.test}
+    classes = result.dataset.classes
+    return Figures(
+        gap=plots.gap_plot(result.gap),
+        recall=plots.recall_plot(result),
+        confusion={
+            role: plots.confusion_plot(role, classes, utility)
+            for role, utility in classifiers.items()
+        },
+        reliability={
+            role: plots.reliability_plot(role, utility) for role, utility in classifiers.items()
+        },
+        training={
+            role: _training_plot(role, run_folder) for role in ("Teacher", "Student", "Generator")
+        },
+        candidates=plots.candidate_plot(result.candidates),
+        tuning=plots.tuning_plot(result.tuning),
+        knobs=plots.knob_plot(result.tuning),
+    )
+
+
+def _training_plot(role: str, run_folder: Path) -> Markup | None:
+    path = run_folder / role.lower() / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        entries = [json.loads(line) for line in lines]
+        loss, val_accuracy = _curve(entries, "loss"), _curve(entries, "val_accuracy")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            "a training log cannot be read",
+            where=path,
+            expected="a JSON object with images_seen and loss on each line",
+            got=error,
+            next_step=f"write it again with `kr run RECIPE --redo {path.parent.name}`",
+        ) from None
+    return plots.training_plot(role, loss, val_accuracy)
+
+
+def _curve(entries: Sequence[Mapping[str, Any]], key: str) -> plots.Curve:
+    logged = [(entry["images_seen"], entry[key]) for entry in entries if key in entry]
+    seen, values = np.array(logged, dtype=np.float64).reshape(-1, 2).T
+    return plots.Curve(seen, values)
+
+
+def _largest_confusions(result: Result, count: int = 8) -> tuple[Confusion, ...]:
+    names, matrix = result.dataset.classes, result.student.test.confusion
+    wrong = [
+        Confusion(names[true], names[predicted], images, of=sum(row))
+        for true, row in enumerate(matrix)
+        for predicted, images in enumerate(row)
+        if images and predicted != true
+    ]
+    return tuple(sorted(wrong, key=lambda each: -each.count)[:count])
+
+
+def _render(view: View) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FORMATS
+    page = environment.get_template("template.html").render(vars(view))
+    # Names of folders may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
+    return page.encode("utf-8", "replace").decode("utf-8")

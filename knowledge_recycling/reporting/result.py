@@ -1,0 +1,284 @@
+"""`result.json`, the run in one file, as frozen models: the one home of its schema.
+
+Accuracies, recalls, AUROC, F1 and ECE are fractions in [0, 1]; gaps are percentage points, Student
+minus Teacher. Unknown keys are ignored, so that a newer run can still be read. Shapes: K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from knowledge_recycling.errors import RunError
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A finite number, or `None` where nothing was measured; NaN and infinity are read as `None`."""
+
+Interval = tuple[Number, Number]
+
+
+class Part(BaseModel):
+    """Base of all parts of a result."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Measure(Part):
+    """A number with its 95 % interval, where it has one."""
+
+    value: Number = None
+    low: Number = None
+    high: Number = None
+
+
+def _as_measure(value: Any) -> Any:
+    return value if isinstance(value, Mapping | Measure) else {"value": value}
+
+
+Measured = Annotated[Measure, BeforeValidator(_as_measure)]
+"""A `Measure`, or a bare number standing for one without an interval."""
+
+
+class Bin(Part):
+    """One bin of a reliability diagram."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Utility(Part):
+    """How well a classifier does on one split."""
+
+    n: int = 0
+    """Images in the split."""
+    accuracy: Measured = Measure()
+    balanced_accuracy: Measured = Measure()
+    auroc: Measured = Measure()
+    f1: Measured = Measure()
+    ece: Measured = Measure()
+    """Expected calibration error; smaller is better."""
+    recall: tuple[Measured, ...] = ()
+    """Of each class, [K]."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Images by true class (rows) and predicted class (columns), [K, K]."""
+    reliability: tuple[Bin, ...] = ()
+
+
+class BySplit(Part):
+    """A classifier on the split nobody chose by (test) and the split choices were made on (val)."""
+
+    test: Utility = Utility()
+    val: Utility = Utility()
+
+
+class Row(BySplit):
+    """A further classifier to compare with, such as an ablation."""
+
+    name: str
+
+
+class Dataset(Part):
+    """The image set as the run saw it."""
+
+    kind: str
+    name: str
+    shape: tuple[int, int, int]
+    """Channels, height and width."""
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    """Images of each class, [K], by split."""
+    warnings: tuple[str, ...] = ()
+
+
+class Gap(Part):
+    """Student minus Teacher on the test split, in percentage points, with paired intervals."""
+
+    accuracy_pp: Number = None
+    accuracy_ci95: Interval | None = None
+    balanced_accuracy_pp: Number = None
+    balanced_accuracy_ci95: Interval | None = None
+    auroc_pp: Number = None
+    auroc_ci95: Interval | None = None
+
+    def measure(self, metric: str) -> Measure:
+        """Returns the gap in `metric`, in percentage points, empty where it has none."""
+        low, high = getattr(self, f"{metric}_ci95", None) or (None, None)
+        return Measure(value=getattr(self, f"{metric}_pp", None), low=low, high=high)
+
+
+class Scored(Part):
+    """Something that was tried and scored on the validation split."""
+
+    cas: Number = None
+    """Classification Accuracy Score: accuracy of a student trained on its synthetic images."""
+    auroc: Number = None
+    loss: Number = None
+    chosen: bool = False
+    failure: str | None = None
+    """Why there is no score; `None`: there is one."""
+
+
+class Candidate(Scored):
+    """One saved generator checkpoint."""
+
+    name: str
+    images_seen: int
+
+
+class Trial(Scored):
+    """One setting of the knobs."""
+
+    trial: int
+    knobs: dict[str, Any]
+
+
+class Chosen(Part):
+    """The candidate and the knobs that made the final synthetic set."""
+
+    candidate: str | None = None
+    knobs: dict[str, Any] = {}
+
+
+class Selection(Part):
+    """What choosing a candidate and tuning gained on the validation split, and what it cost."""
+
+    gain_over_last_candidate_pp: Number = None
+    gain_over_default_knobs_pp: Number = None
+    seconds: Number = None
+
+
+class Cost(Part):
+    """What the run took."""
+
+    seconds: dict[str, float] = {}
+    """By stage."""
+    images_per_second: dict[str, Number] = {}
+    peak_rss_mib: Number = None
+
+
+class Attack(Part):
+    """What one membership inference attack reached."""
+
+    auc: Number = None
+    tpr_at_fpr: dict[float, Number] = {}
+    """True-positive rate by false-positive rate; `None`: too few holdout images to resolve it."""
+    ci95: dict[str, Interval] = {}
+    """Interval of `auc` and of the true-positive rates, under the same keys."""
+
+
+class Result(Part):
+    """One run."""
+
+    schema_version: Literal["1"]
+    """Written as `schema`."""
+    dataset: Dataset
+    profile: str
+    seed: int
+    teacher: BySplit
+    student: BySplit
+    gap: Gap
+    rows: tuple[Row, ...] = ()
+    chosen: Chosen = Chosen()
+    candidates: tuple[Candidate, ...] = ()
+    tuning: tuple[Trial, ...] = ()
+    selection: Selection = Selection()
+    quality: dict[str, Any] = {}
+    privacy: dict[str, dict[str, Attack]] = {}
+    """Attacks by name, by target; empty without an audit."""
+    cost: Cost = Cost()
+    changed_settings: dict[str, Any] = {}
+    """Settings that differ from their default, by dotted key."""
+    versions: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    """SHA-256 of each split."""
+
+    @model_validator(mode="after")
+    def _by_class_fits_classes(self) -> Self:
+        num_classes = len(self.dataset.classes)
+        known = [each for who in (self.teacher, self.student) for each in (who.test, who.val)]
+        by_class = [
+            *self.dataset.counts.values(),
+            *(values for each in known for values in (each.recall, each.confusion) if values),
+            *(row for each in known for row in each.confusion),
+        ]
+        if any(len(values) != num_classes for values in by_class):
+            raise ValueError(f"a list by class does not have {num_classes} entries")
+        return self
+
+
+def read_result(run_folder: Path) -> Result:
+    """Returns the result of a run.
+
+    Raises:
+        RunError: The folder or its `result.json` is missing, damaged, or of another schema.
+    """
+    path = run_folder / "result.json"
+    try:
+        return parse_result(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(
+            path, ".".join(map(str, first["loc"])) or "as a whole", first["msg"]
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, "as a whole", error) from None
+
+
+def parse_result(values: Mapping[str, Any]) -> Result:
+    """Returns the JSON object `values` as a `Result`."""
+    return Result.model_validate({**values, "schema_version": values.get("schema")})
+
+
+def shareable(result: Result) -> Result:
+    """Returns the result without free text that may hold file names: warnings, failures, paths."""
+    public = {key: value for key, value in result.changed_settings.items() if not _local(key)}
+    withheld = dict.fromkeys(filter(_local, result.changed_settings), "withheld")
+    return result.model_copy(
+        update={
+            "dataset": result.dataset.model_copy(update={"warnings": ()}),
+            "changed_settings": public | withheld,
+            "candidates": tuple(_without_reason(each) for each in result.candidates),
+            "tuning": tuple(_without_reason(each) for each in result.tuning),
+        }
+    )
+
+
+def _local(key: str) -> bool:
+    return key.startswith("data.")
+
+
+def _without_reason(scored: Scored) -> Scored:
+    return scored.model_copy(update={"failure": scored.failure and "failed"})
+
+
+def _missing(path: Path) -> RunError:
+    return RunError(
+        "the run has no result to report",
+        where=path,
+        expected="the result.json that a finished run writes",
+        got="no such file" if path.parent.is_dir() else "no such run folder",
+        next_step="finish the run with `kr run RECIPE --out RUN`, or correct the folder's name",
+    )
+
+
+def _damaged(path: Path, key: str, got: object) -> RunError:
+    return RunError(
+        "the run's result cannot be read",
+        where=f"{path}: {key}",
+        expected='a result.json with "schema": "1"',
+        got=got,
+        next_step="write it again with `kr run RECIPE --redo evaluation`",
+    )

@@ -1,0 +1,248 @@
+"""The stages' work: each reads what earlier stages left in the run folder and writes its own.
+
+`pipeline.py` says in which order they run and what each depends on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from knowledge_recycling.artefacts import (
+    Run,
+    candidate_files,
+    chosen_candidate,
+    chosen_knobs,
+    known_knobs,
+    lesson_of,
+    load_source,
+    load_student,
+    load_teacher,
+    new_classifier,
+    new_generator,
+)
+from knowledge_recycling.config import kind_module
+from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
+from knowledge_recycling.evaluation.quality import measure_quality
+from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
+from knowledge_recycling.models.contracts import Classifier
+from knowledge_recycling.models.knobs import Knobs
+from knowledge_recycling.randomness import numpy_rng
+from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil
+from knowledge_recycling.recycling.scoring import Score, best_of, cheap, score
+from knowledge_recycling.recycling.synthesis import draw_set, open_set
+from knowledge_recycling.recycling.tuning import chosen_space, tune
+from knowledge_recycling.rundir import SCRATCH, flattened
+from knowledge_recycling.storage import read_weights, write_arrays, write_json
+from knowledge_recycling.training.batches import Shuffled, class_weights
+from knowledge_recycling.training.classifier import (
+    WEIGHTS,
+    Fit,
+    fit_classifier,
+    hard_targets,
+    merit,
+    predict_logits,
+)
+from knowledge_recycling.training.generator import SaveCandidates, augmented, images_of
+from knowledge_recycling.training.loop import Plan, train
+
+
+def train_teacher(run: Run, folder: Path) -> None:
+    """Trains the teacher, keeps its best snapshot and the temperature that calibrates it."""
+    config, members = run.recipe.teacher.training, run.members
+    balance = config.balance
+    fit = Fit(
+        name="teacher",
+        config=config,
+        targets=hard_targets(members.num_classes, config.label_smoothing),
+        batches=Shuffled(
+            members,
+            min(config.batch_size, len(members)),
+            seed=run.context.seed,
+            name="teacher",
+            balance=balance,
+            device=run.context.fabric.device,
+        ),
+        val=run.val,
+        class_weight=class_weights(members) if balance == "loss" else None,
+    )
+    classifier = new_classifier(run, "teacher")
+    records = fit_classifier(classifier, fit, folder, run.context)
+    read_weights(folder / WEIGHTS, classifier)
+    logits = predict_logits(classifier, run.val, run.context.fabric)
+    best = max(records, key=merit)
+    temperature = fit_temperature(logits, run.val.labels)
+    write_json(folder / "teacher.json", {"temperature": temperature, "best": best})
+
+
+def train_generator(run: Run, folder: Path) -> None:
+    """Trains the generator and saves its candidates along the way."""
+    config, members = run.recipe.generator_training, run.members
+    context = run.context
+    generator = new_generator(run)
+    module = kind_module("models.generators", run.recipe.generator.kind)
+    objective = module.Objective(generator, run.recipe.generator, context.fabric)
+    batches = Shuffled(
+        members,
+        min(config.batch_size, len(members)),
+        seed=context.seed,
+        name="generator",
+        balance=config.balance,
+        device=context.fabric.device,
+    )
+    plan = Plan(
+        seed=context.seed,
+        name="generator",
+        images_seen=config.images_seen,
+        batch_size=config.batch_size,
+        snapshots=config.candidate_shares,
+    )
+    with context.reporter.task("generator", config.images_seen) as advance:
+        train(
+            objective,
+            augmented(batches, config.augment, context.seed, "generator"),
+            plan,
+            SaveCandidates(folder),
+            folder=folder,
+            advance=advance,
+        )
+
+
+def optimise_checkpoint(run: Run, folder: Path) -> None:
+    """Checkpoint Optimisation: scores each candidate with default knobs and chooses the best."""
+    candidates = candidate_files(run)
+    scores = [
+        score(cheap_lesson(run, path, {}), {"part": path.stem}, folder / path.stem, run.context)
+        for path in candidates
+    ]
+    best = best_of(scores, folder)
+    table = [
+        {"name": path.stem, "images_seen": images_of(path), "chosen": i == best, **asdict(each)}
+        for i, (path, each) in enumerate(zip(candidates, scores, strict=True))
+    ]
+    write_json(folder / "candidates.json", table)
+
+
+def tune_knobs(run: Run, folder: Path) -> None:
+    """Tuning: searches the knobs with which the chosen candidate teaches best."""
+    candidate = chosen_candidate(run)
+
+    def try_knobs(number: int, knobs: Knobs) -> Score:
+        part = {"part": number, **flattened("knobs", dict(knobs))}
+        lesson = cheap_lesson(run, candidate, knobs)
+        return score(lesson, part, folder / f"trial-{number:03d}", run.context)
+
+    space = chosen_space(run.recipe.tuning, known_knobs(run.recipe))
+    trials = tune(run.recipe.tuning, space, try_knobs, run.context.seed)
+    best = best_of([trial.score for trial in trials], folder)
+    table = [
+        {"trial": i, "knobs": trial.knobs, "chosen": i == best, **asdict(trial.score)}
+        for i, trial in enumerate(trials)
+    ]
+    write_json(folder / "trials.json", table)
+
+
+def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
+    """Returns the lesson of the cheap student that scores a candidate with some knobs."""
+    config = cheap(run.recipe.student, run.recipe.selection)
+    return lesson_of(run, candidate, knobs, config=config, name="cheap student")
+
+
+def distil_student(run: Run, folder: Path) -> None:
+    """GKD: trains the student on the chosen candidate's images, with the chosen knobs."""
+    student = run.recipe.student
+    lesson = lesson_of(
+        run, chosen_candidate(run), chosen_knobs(run), config=student, name="student"
+    )
+    records = distil(lesson, folder, run.context)
+    write_json(
+        folder / "student.json",
+        {"best": max(records, key=merit), "sampling": asdict(lesson.source.tally)},
+    )
+
+
+def evaluate(run: Run, folder: Path) -> None:
+    """Opens the test split, once: utility of teacher and student, their gap, and quality."""
+    test, context = run.splits.test, run.context
+    teacher, student = load_teacher(run), load_student(run)
+    chances = {
+        "teacher": probabilities(run, teacher.classifier, test, teacher.temperature),
+        "student": probabilities(run, student, test),
+    }
+    on_val = {
+        "teacher": probabilities(run, teacher.classifier, run.val, teacher.temperature),
+        "student": probabilities(run, student, run.val),
+    }
+    resamples = run.recipe.evaluation.resamples
+
+    def random(name: str) -> np.random.Generator:
+        return numpy_rng(context.seed, "evaluation", name)
+
+    utility = {
+        who: {
+            "test": asdict(measure_utility(chances[who], test.labels, random(who), resamples)),
+            "val": asdict(measure_utility(on_val[who], run.val.labels, random(who), resamples)),
+        }
+        for who in ("teacher", "student")
+    }
+    gap = measure_gap(chances["teacher"], chances["student"], test.labels, random("gap"), resamples)
+    write_arrays(
+        folder / "predictions.npz",
+        {"labels": test.labels, **chances} | {f"val_{who}": on_val[who] for who in on_val},
+    )
+    write_json(folder / "evaluation.json", {**utility, "gap": asdict(gap)})
+    look_at_images(run, teacher, folder)
+
+
+def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
+    """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
+    config = run.recipe.evaluation
+    source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    size = max(config.quality_images, config.grid_images * run.members.num_classes)
+    path = folder / SCRATCH / "quality.npy"
+    draw_set(source, size, path, ("evaluation", "quality"), run.context)
+    synthetic = open_set(path, run.members.class_names)
+    quality = measure_quality(
+        features(run, teacher.classifier, run.members),
+        features(run, teacher.classifier, synthetic),
+    )
+    write_json(folder / "quality.json", asdict(quality))
+    write_arrays(
+        folder / "samples.npz",
+        {
+            "real": grid(run.members, config.grid_images),
+            "synthetic": grid(synthetic, config.grid_images),
+        },
+    )
+
+
+def grid(image_set: ImageSet, per_class: int) -> npt.NDArray[np.uint8]:
+    """Returns the first images of each class, [K, per_class, C, H, W]; missing ones are mid grey."""
+    images = np.full((image_set.num_classes, per_class, *image_set.shape), 128, dtype=np.uint8)
+    for k in range(image_set.num_classes):
+        rows = np.flatnonzero(image_set.labels == k)[:per_class]
+        images[k, : len(rows)] = image_set.images[rows]
+    return images
+
+
+def probabilities(
+    run: Run, classifier: Classifier, image_set: ImageSet, temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Returns the class probabilities [N,K] of a set."""
+    return softmax(predict_logits(classifier, image_set, run.context.fabric), temperature)
+
+
+@torch.inference_mode()
+def features(run: Run, classifier: Classifier, image_set: ImageSet) -> npt.NDArray[np.float64]:
+    """Returns the classifier's pooled features [N,D] of a set."""
+    device = run.context.fabric.device
+    parts = [
+        classifier.features(to_unit(image_set.images[i : i + 512]).to(device)).double().cpu()
+        for i in range(0, len(image_set), 512)
+    ]
+    return np.asarray(torch.cat(parts))

@@ -1,0 +1,102 @@
+"""`result.json`: the finished stages of a run in one file (schema: `reporting.result`)."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from knowledge_recycling.artefacts import DATA, Run, chosen, chosen_knobs
+from knowledge_recycling.recipe import Recipe, changed_settings
+from knowledge_recycling.rundir import record_of
+from knowledge_recycling.storage import read_json
+
+RESULT = "result.json"
+LIBRARIES = ("knowledge-recycling", "torch", "torchvision", "timm", "numpy", "optuna")
+
+
+def summarise(run: Run, given: Recipe) -> dict[str, Any]:
+    """Returns the content of `result.json`; `given` is the recipe before it was completed."""
+    seen = read_json(run.folder / "data" / DATA)
+    candidates = read_json(run.folder / "candidates/candidates.json")
+    trials = read_json(run.folder / "tuning/trials.json")
+    evaluation = read_json(run.folder / "evaluation/evaluation.json")
+    return {
+        "schema": "1",
+        "dataset": {
+            "kind": run.recipe.data.kind,
+            "name": dataset_name(run.recipe),
+            **{key: seen[key] for key in ("shape", "classes", "counts", "warnings")},
+        },
+        "profile": "cpu" if run.context.fabric.device.type == "cpu" else "gpu",
+        "seed": run.recipe.seed,
+        "teacher": evaluation["teacher"],
+        "student": evaluation["student"],
+        "gap": evaluation["gap"],
+        "rows": [],
+        "chosen": {
+            "candidate": chosen(run.folder / "candidates/candidates.json")["name"],
+            "knobs": dict(chosen_knobs(run)),
+        },
+        "candidates": candidates,
+        "tuning": trials,
+        "selection": selection(run, candidates, trials),
+        "quality": read_json(run.folder / "evaluation/quality.json"),
+        "privacy": {},
+        "cost": cost(run, candidates),
+        "changed_settings": changed_settings(given),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "digests": {name: part.digest() for name, part in vars(run.splits).items()},
+    }
+
+
+def dataset_name(recipe: Recipe) -> str:
+    """Returns a short name of the set: its own, its file's or folder's, or its kind."""
+    data = recipe.data.model_dump()
+    path = data.get("path") or data.get("root")
+    return str(data.get("name") or (Path(path).stem if path else data["kind"]))
+
+
+def selection(
+    run: Run, candidates: list[dict[str, Any]], trials: list[dict[str, Any]]
+) -> dict[str, float | None]:
+    """Returns what choosing gained on validation, in percentage points, and what it took."""
+    return {
+        "gain_over_last_candidate_pp": gain(candidates, candidates[-1]),
+        "gain_over_default_knobs_pp": gain(trials, trials[0]),
+        "seconds": seconds(run, "candidates") + seconds(run, "tuning"),
+    }
+
+
+def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:
+    """Returns the CAS of the chosen row minus that of `baseline`, in percentage points."""
+    best = next(row for row in table if row["chosen"])
+    return None if baseline["cas"] is None else 100 * (best["cas"] - baseline["cas"])
+
+
+def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns seconds by stage, images per second by task, and the peak memory."""
+    folders = {path.parent.name: path.parent for path in run.folder.glob("*/done.json")}
+    records = {name: record_of(folder) or {} for name, folder in folders.items()}
+    sampling = [row["images_per_second"] for row in candidates if row["images_per_second"]]
+    rates = {name: training_rate(run.folder / name) for name in ("teacher", "generator")}
+    return {
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "images_per_second": rates | {"sampling": max(sampling, default=None)},
+        "peak_rss_mib": max(record["peak_rss_mib"] for record in records.values()),
+    }
+
+
+def seconds(run: Run, stage: str) -> float:
+    """Returns the seconds a stage has worked."""
+    record = record_of(run.folder / stage)
+    return float(record["seconds"]) if record else 0.0
+
+
+def training_rate(stage: Path) -> float:
+    """Returns the images per second of a stage's training, the median over its records."""
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rates = sorted(json.loads(line)["images_per_second"] for line in lines)
+    return float(rates[len(rates) // 2])

@@ -1,0 +1,270 @@
+"""Training of classifiers: the teacher on real labels, students on whatever targets they get.
+
+Shapes: N images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field, PositiveInt
+from scipy.special import log_softmax
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from knowledge_recycling.compute import descend
+from knowledge_recycling.config import DERIVED, Config, Facts
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.augment import AugmentationName, augment
+from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.models.averaging import power_average
+from knowledge_recycling.storage import write_weights
+from knowledge_recycling.training.batches import Balance
+from knowledge_recycling.training.loop import Batches, Plan, Record, train
+
+WEIGHTS = "weights.safetensors"
+
+Targets = Callable[[Tensor, Tensor], Tensor]
+"""Augmented images [N,C,H,W] and labels [N] to the probabilities [N,K] to be learnt."""
+
+
+class ClassifierTraining(Config):
+    """How a classifier is trained."""
+
+    images_seen: PositiveInt = DERIVED
+    """Length of training; unset: 1800 times the square root of the number of real images."""
+    batch_size: PositiveInt = DERIVED
+    """Images per step; unset: 32 for small sets, up to 128 for large ones."""
+    learning_rate: float = Field(0.1, gt=0)
+    """Peak learning rate of SGD at batch size 128, scaled with the batch size."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay of SGD, not applied to biases and normalisation."""
+    augment: tuple[AugmentationName, ...] = DERIVED
+    """Augmentations by name; unset: shift, cutout and the flips measured to keep the class."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label's probability that is spread over all classes."""
+    balance: Balance = "none"
+    """Answer to unequal classes: `none`, `loss` (weights) or `sampling` (equal draws)."""
+    snapshots: PositiveInt = 12
+    """How often the averaged classifier is validated; the best one is kept."""
+    patience: PositiveInt | None = None
+    """Training ends early after this many validations without a better one; unset: never."""
+
+    def derived(self, facts: Facts) -> dict[str, Any]:
+        """Derives length, batch size and augmentation from the set."""
+        power = round(math.log2(max(1, facts.num_train) / 16))
+        return {
+            "images_seen": round(1800 * math.sqrt(facts.num_train)),
+            "batch_size": 2 ** min(7, max(5, power)),
+            "augment": ("shift", "cutout", *facts.symmetries),
+        }
+
+
+class ClassifierObjective:
+    """Cross-entropy to the targets of augmented batches, SGD with warm-up and cosine decay."""
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        config: ClassifierTraining,
+        targets: Targets,
+        *,
+        num_steps: int,
+        fabric: Fabric,
+        class_weight: Tensor | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.average = power_average(classifier)
+        self.config = config
+        self.targets = targets
+        self.num_steps = num_steps
+        self.fabric = fabric
+        self.class_weight = class_weight
+        self.steps = 0
+        self.peak = config.learning_rate * config.batch_size / 128
+        self.optimizer = torch.optim.SGD(
+            decayed_groups(classifier, config.weight_decay), self.peak, momentum=0.9, nesterov=True
+        )
+
+    def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Takes one step on images [N,C,H,W] in [-1, 1] and labels [N]; returns its loss."""
+        self.classifier.train()
+        images = augment(images, self.config.augment, rng)
+        with self.fabric.autocast():
+            targets = self.targets(images, labels)
+            logits = self.classifier(images)
+        loss = functional.cross_entropy(logits.float(), targets, reduction="none")  # [N]
+        if self.class_weight is not None:
+            loss = loss * self.class_weight[labels]
+        self._set_learning_rate()
+        descend(self.fabric, loss.mean(), self.optimizer)
+        self.average.update_parameters(self.classifier)
+        self.steps += 1
+        return {"loss": loss.detach().mean()}
+
+    def _set_learning_rate(self) -> None:
+        share = self.steps / self.num_steps
+        warm = min(1.0, (share + 1 / self.num_steps) / 0.05)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def averaged(self) -> nn.Module:
+        """Returns the classifier with averaged weights."""
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that resuming needs; a teacher behind the targets is not part of it."""
+        return {
+            "classifier": self.classifier.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.classifier.load_state_dict(state["classifier"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+def decayed_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns optimiser groups: matrices and kernels decay, vectors (biases, norms) do not."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def hard_targets(num_classes: int, smoothing: float = 0.0) -> Targets:
+    """Returns targets that are the labels themselves, one-hot, smoothed."""
+
+    def targets(images: Tensor, labels: Tensor) -> Tensor:
+        del images
+        one_hot = functional.one_hot(labels, num_classes).float()
+        return one_hot * (1 - smoothing) + smoothing / num_classes
+
+    return targets
+
+
+@torch.inference_mode()
+def predict_logits(
+    classifier: nn.Module, image_set: ImageSet, fabric: Fabric, batch_size: int = 512
+) -> npt.NDArray[np.float64]:
+    """Returns the logits of a set, [N,K] in float64, in eval mode."""
+    classifier.eval()
+    parts = []
+    for start in range(0, len(image_set), batch_size):
+        images = to_unit(image_set.images[start : start + batch_size]).to(fabric.device)
+        with fabric.autocast():
+            parts.append(classifier(images).double().cpu())
+    return torch.cat(parts).numpy()
+
+
+def validate(classifier: nn.Module, val: ImageSet, fabric: Fabric) -> Record:
+    """Returns `val_accuracy`, `val_auroc` (macro, one against rest) and `val_loss` (nats)."""
+    logits = predict_logits(classifier, val, fabric)
+    if not np.isfinite(logits).all():
+        return {"val_accuracy": 0.0, "val_auroc": 0.0, "val_loss": float(np.finfo(np.float32).max)}
+    log_probabilities = log_softmax(logits, axis=1)
+    return {
+        "val_accuracy": float(np.mean(logits.argmax(axis=1) == val.labels)),
+        "val_auroc": macro_auroc(np.exp(log_probabilities), val.labels),
+        "val_loss": float(-np.mean(log_probabilities[np.arange(len(val)), val.labels])),
+    }
+
+
+def macro_auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+    """Returns the mean one-against-rest AUROC over the classes that `labels` [N] has."""
+    present = [k for k in range(probabilities.shape[1]) if 0 < np.sum(labels == k) < len(labels)]
+    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in present]))
+
+
+def merit(record: Record) -> tuple[float, float]:
+    """Returns what selection maximises: validation accuracy, ties broken by validation loss."""
+    return record["val_accuracy"], -record["val_loss"]
+
+
+class KeepBest:
+    """Snapshot that validates the averaged classifier and saves the best one to `path`."""
+
+    def __init__(self, val: ImageSet, fabric: Fabric, path: Path) -> None:
+        self.val = val
+        self.fabric = fabric
+        self.path = path
+
+    def __call__(
+        self, classifier: nn.Module, images_seen: int, earlier: Sequence[Record]
+    ) -> Record:
+        """Returns the validation measures; writes the weights if no earlier ones were better."""
+        del images_seen
+        measures = validate(classifier, self.val, self.fabric)
+        if all(merit(measures) > merit(record) for record in earlier):
+            write_weights(self.path, classifier)
+        return measures
+
+
+def out_of_patience(patience: int | None) -> Callable[[Sequence[Record]], bool]:
+    """Returns whether the best of the records is `patience` or more snapshots old."""
+
+    def reached(records: Sequence[Record]) -> bool:
+        best = max(range(len(records)), key=lambda i: merit(records[i]))
+        return patience is not None and len(records) - 1 - best >= patience
+
+    return reached
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All that the training of a classifier depends on, besides its initial weights."""
+
+    name: str
+    """Names the random streams and the progress line."""
+    config: ClassifierTraining
+    targets: Targets
+    batches: Batches
+    val: ImageSet
+    """Chooses the snapshot that is kept."""
+    class_weight: npt.NDArray[np.float64] | None = None
+    """[K] weights of the loss."""
+
+
+def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Context) -> list[Record]:
+    """Trains `classifier` in `folder`, resuming if begun; returns its validation records.
+
+    Writes `weights.safetensors`, the snapshot best on validation, and `metrics.jsonl`.
+    """
+    config, fabric = fit.config, context.fabric
+    plan = Plan(
+        seed=context.seed,
+        name=fit.name,
+        images_seen=config.images_seen,
+        batch_size=config.batch_size,
+        snapshots=[(i + 1) / config.snapshots for i in range(config.snapshots)],
+        out_of_patience=out_of_patience(config.patience),
+    )
+    weight = None
+    if fit.class_weight is not None:
+        weight = torch.from_numpy(fit.class_weight).float().to(fabric.device)
+    objective = ClassifierObjective(
+        classifier,
+        config,
+        fit.targets,
+        num_steps=plan.num_steps,
+        fabric=fabric,
+        class_weight=weight,
+    )
+    snapshot = KeepBest(fit.val, fabric, folder / WEIGHTS)
+    with context.reporter.task(fit.name, config.images_seen) as advance:
+        return train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)

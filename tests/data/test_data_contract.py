@@ -1,0 +1,145 @@
+"""Every file of data/sources keeps the contract of a source, on a small set of its own form.
+
+Also: importing sources needs no optional library, and a user's own module is accepted by its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knowledge_recycling.config import kind_module, known_kinds
+from knowledge_recycling.data.sources import SourceConfig
+from knowledge_recycling.data.splits import load_splits
+
+KINDS = known_kinds("data.sources")
+OPTIONAL = {"medmnist"}
+
+
+def write_archive(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, size in (("train", 20), ("val", 6), ("test", 8)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(size, dtype=np.uint8)[:, None] % 2
+    np.savez(path, **arrays)
+
+
+def digits_example(folder: Path) -> dict[str, object]:
+    return {}
+
+
+def npz_example(folder: Path) -> dict[str, object]:
+    write_archive(folder / "set.npz")
+    return {"path": folder / "set.npz"}
+
+
+def folder_example(folder: Path) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for number in range(8):
+            pixels = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return {"path": folder}
+
+
+def medmnist_example(folder: Path) -> dict[str, object]:
+    pytest.importorskip("medmnist")
+    write_archive(folder / "breastmnist.npz")
+    return {"name": "breastmnist", "root": folder}
+
+
+EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
+    "digits": digits_example,
+    "npz": npz_example,
+    "folder": folder_example,
+    "medmnist": medmnist_example,
+}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # medmnist makes a folder
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def config(kind, tmp_path):
+    return kind_module("data.sources", kind).Config(**EXAMPLES[kind](tmp_path))
+
+
+def test_has_documented_config_and_load(kind):
+    module = kind_module("data.sources", kind)
+    assert module.__doc__
+    assert inspect.getdoc(module.load)
+    assert list(inspect.signature(module.load).parameters) == ["config"]
+    assert issubclass(module.Config, SourceConfig)
+    assert module.Config.model_fields["kind"].default == kind
+    undocumented = [
+        name
+        for name, field in module.Config.model_fields.items()
+        if name != "kind" and not field.description
+    ]
+    assert not undocumented
+
+
+def test_found_splits_are_well_formed(config):
+    found = kind_module("data.sources", config.kind).load(config)
+    assert "train" in found
+    assert set(found) <= {"train", "val", "test"}
+    for part in found.values():
+        assert part.images.dtype == np.uint8
+        assert part.images.shape == (len(part), *part.shape)
+        assert part.shape[0] in (1, 3)
+        assert part.shape == found["train"].shape
+        assert part.labels.dtype == np.int64
+        assert part.labels.shape == (len(part),)
+        assert set(part.labels) <= set(range(part.num_classes))
+        assert part.class_names == found["train"].class_names
+
+
+def test_loading_twice_gives_the_same_and_keeps_found_splits(config):
+    found = kind_module("data.sources", config.kind).load(config)
+    first, second = load_splits(config), load_splits(config)
+    for split in ("train", "val", "test"):
+        assert getattr(first, split).digest() == getattr(second, split).digest()
+        if len(found) == 3:
+            assert getattr(first, split).digest() == found[split].digest()
+
+
+def test_importing_needs_no_optional_library(kind):
+    tree = ast.parse(inspect.getsource(kind_module("data.sources", kind)))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names}
+    packages = {node.module for node in imports if isinstance(node, ast.ImportFrom)} | names
+    assert not {str(package).split(".")[0] for package in packages} & OPTIONAL
+
+
+def test_a_module_of_ones_own_is_a_source(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "stripes.py").write_text(
+        "import numpy as np\n"
+        "from knowledge_recycling.data.images import ImageSet\n"
+        "from knowledge_recycling.data.sources import SourceConfig\n"
+        "class Config(SourceConfig):\n"
+        "    kind: str = 'my_lab.stripes'\n"
+        "def load(config):\n"
+        "    labels = np.arange(40) % 2\n"
+        "    images = np.zeros((40, 1, 8, 8), np.uint8)\n"
+        "    return {'train': ImageSet(images, labels, ('dark', 'bright'))}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = kind_module("data.sources", "my_lab.stripes").Config()
+    splits = load_splits(config)
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [26, 6, 8]

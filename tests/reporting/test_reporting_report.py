@@ -1,0 +1,249 @@
+"""The page: read back with the standard library's HTML parser, its images with Pillow.
+
+A marker planted in the real images must be found in the internal page, which shows that the search
+works, and nowhere in the public one.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knowledge_recycling.errors import RunError
+from knowledge_recycling.reporting.report import write_report
+
+Values = dict[str, Any]
+MakeRun = Callable[[Values], Path]
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+MARKER = np.random.default_rng(7).integers(0, 256, size=(8, 8), dtype=np.uint8)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text, of a page whose tags are well nested."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def attributes(self, *names: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.tags for name in names if name in attrs]
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    def images(self) -> list[np.ndarray]:
+        found = re.findall(r"data:image/[a-z]+;base64,([A-Za-z0-9+/=]+)", self.source)
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
+
+
+def contains(picture: np.ndarray, pattern: np.ndarray) -> bool:
+    """Whether any channel of `picture` [H, W, C] holds `pattern` anywhere."""
+    windows = np.lib.stride_tricks.sliding_window_view(picture, pattern.shape, axis=(0, 1))
+    return bool((windows == pattern).all(axis=(-2, -1)).any())
+
+
+def small(values: Values) -> Values:
+    """The same run without what takes long to draw."""
+    for who in ("teacher", "student"):
+        values[who]["test"] |= {"recall": [], "confusion": [], "reliability": []}
+    return values | {"candidates": [], "tuning": []}
+
+
+def bare(values: Values) -> Values:
+    """The least that a result may hold."""
+    kept = ("schema", "dataset", "profile", "seed")
+    return {key: values[key] for key in kept} | {"teacher": {}, "student": {}, "gap": {}}
+
+
+def test_the_internal_page_shows_the_whole_run(internal_page: Path, result: Values) -> None:
+    page = Page(internal_page)
+    assert len(page.source) < 8 * 2**20
+    assert "INTERNAL: contains real images" in page.text
+    for said in ("not audited", "candidate-08", "loss is not finite", "out of memory"):
+        assert said in page.text
+    for key, value in result["versions"].items():
+        assert f"{key} {value}" in page.text
+    for expected in (*result["digests"].values(), *result["changed_settings"], *result["quality"]):
+        assert expected.replace("_", " ").lower() in page.text.replace("_", " ").lower()
+    for role in ("teacher", "student"):
+        for split in ("test", "val"):
+            measure = result[role][split]["accuracy"]
+            low, high = (f"{100 * measure[end]:.1f}" for end in ("low", "high"))
+            assert f"{100 * measure['value']:.1f} {low}\u2013{high}" in page.text
+    assert page.count("img") == 20
+    assert page.count("svg") == 12
+
+
+def test_the_page_stands_alone_and_can_be_read_without_eyes(internal_page: Path) -> None:
+    page = Page(internal_page)
+    assert page.count("script") == page.count("iframe") == page.count("object") == 0
+    for address in page.attributes("src", "href", "xlink:href", "action", "srcset"):
+        assert address.startswith(("data:", "#"))
+    assert not re.search(r"@import|url\((?!#)|https?://", page.source)
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    assert {each[1:] for each in page.attributes("href") if each.startswith("#")} <= set(ids)
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in pairwise(levels))
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["as they are", "reduced"])
+def test_the_public_page_holds_no_real_image(
+    make_run: MakeRun, result: Values, reduced: bool
+) -> None:
+    run = make_run(small(result))
+    path = run / "evaluation" / "samples.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    side = 400 if reduced else 8  # large enough that the grids must be made smaller
+    real = np.full((10, 10, 1, side, side), MARKER[0, 0])
+    real[..., -8:, -8:] = MARKER
+    np.savez(path, real=real, synthetic=arrays["synthetic"])
+    internal, public = Page(write_report(run)), Page(write_report(run, public=True))
+
+    assert len(internal.images()) == 20
+    if not reduced:
+        assert sum(contains(each, MARKER) for each in internal.images()) == 10
+    assert len(public.images()) == 10
+    for shown, expected in zip(public.images(), arrays["synthetic"], strict=True):
+        assert not contains(shown, MARKER)
+        assert shown.shape == (2 * 8 + 1, 5 * 8 + 4, 2)
+        np.testing.assert_array_equal(shown[:8, :8, 0], expected[0, 0])
+    assert MARKER.tobytes() not in (run / "report-public.html").read_bytes()
+    assert "INTERNAL" not in public.source
+    assert "radio" not in public.source
+
+
+def test_the_public_page_names_no_file(make_run: MakeRun, result: Values) -> None:
+    result["candidates"][2]["failure"] = "cannot open /home/someone/scans/0007.png"
+    run = make_run(small(result) | {"candidates": result["candidates"][2:3]})
+    assert "someone" in write_report(run).read_text()
+    public = write_report(run, public=True)
+    assert public == run / "report-public.html"
+    assert "someone" not in public.read_text()
+    assert str(run) not in public.read_text()
+
+
+def test_every_value_is_escaped(make_run: MakeRun, result: Values) -> None:
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 6 }}"
+
+    def poisoned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poisoned(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [poisoned(each) for each in value]
+        return attack if isinstance(value, str) and value != "1" else value
+
+    result = poisoned(result)
+    for key in ("changed_settings", "versions", "digests", "quality"):
+        result[key] = {attack: attack}
+    result["dataset"]["classes"] = [f"{attack}{index}" for index in range(10)]
+    result["tuning"][0]["knobs"][attack] = attack
+    result["cost"]["seconds"] = {attack: 1.0}
+    result["privacy"] = {attack: {attack: {"auc": 0.5, "tpr_at_fpr": {"0.1": 0.2}}}}
+    page = Page(write_report(make_run(result)))
+    assert page.count("script") == 0
+    assert page.count("img") == 20
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert page.text.count(attack) > 20
+
+
+def test_names_that_are_no_text_are_survived(make_run: MakeRun, result: Values) -> None:
+    result["dataset"]["classes"] = ["\udcff", "\x00", "\u202e", "\u80ba", *"efghij"]
+    page = Page(write_report(make_run(small(result))))
+    assert "\u80ba" in page.text
+
+
+def test_what_is_missing_is_said(make_run: MakeRun, result: Values) -> None:
+    run = make_run(bare(result))
+    for path in [*run.rglob("*.jsonl"), *run.rglob("*.npz")]:
+        path.unlink()
+    page = Page(write_report(run))
+    for said in (
+        "compared no candidates",
+        "tuned no knobs",
+        "no sample images",
+        "measured no quality",
+        "Not audited",
+        "No training log of the Generator",
+        "every setting has its default",
+        "did not measure its time",
+        "no further rows",
+    ):
+        assert said in page.text
+    assert page.count("svg") == 1
+
+
+def test_an_audit_is_shown_attack_by_attack(make_run: MakeRun, result: Values) -> None:
+    rates = {"0.1": 0.15, "0.01": 0.031, "0.001": None}
+    result["privacy"] = {"student": {"rmia": {"auc": 0.571, "tpr_at_fpr": rates}}}
+    page = Page(write_report(make_run(small(result))))
+    assert "at 10.0 % at 1.0 % at 0.1 %" in page.text
+    assert re.search(r"student rmia 0\.571 15\.0 3\.1 \u2013", page.text)
+    assert "leaks at least" in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(make_run: MakeRun, result: Values) -> None:
+    run = make_run(bare(result))
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    make_run: MakeRun, result: Values, tmp_path: Path
+) -> None:
+    run = make_run(bare(result))
+    occupied = tmp_path / "occupied.html"
+    (occupied / "within").mkdir(parents=True)
+    with pytest.raises(RunError):
+        write_report(run, target=occupied)
+    assert [each.name for each in tmp_path.iterdir() if "part" in each.name] == []
+    assert write_report(run, target=tmp_path / "page.html") == tmp_path / "page.html"
+
+
+@pytest.mark.parametrize("line", ['{"images_seen": 1, "lo', '{"loss": 1.0}', "7"])
+def test_a_damaged_log_is_named(make_run: MakeRun, result: Values, line: str) -> None:
+    run = make_run(bare(result))
+    with (run / "student" / "metrics.jsonl").open("a") as log:
+        log.write(line)
+    with pytest.raises(RunError, match="training log") as caught:
+        write_report(run)
+    assert "student" in str(caught.value.where)
