@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `kr --help` answers at
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def run(
     from knowledge_recycling import pipeline
     from knowledge_recycling.progress import make_reporter
     from knowledge_recycling.recipe import Recipe
+    from knowledge_recycling.reporting.wording import verdict
 
     loaded = Recipe.load(recipe, overrides or ())
     if dry_run:
@@ -95,7 +97,9 @@ def run(
         loaded, out, until=until, redo=redo, reporter=make_reporter(errors, quiet=quiet)
     )
     if result is not None:
-        console.print(outcome(result, out), markup=False, highlight=False, soft_wrap=True)
+        said = verdict(result)
+        lines = [said.utility, said.leakage, f"Report, with real images: {out / 'report.html'}"]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -130,26 +134,6 @@ def version(
         raise typer.Exit
 
 
-def outcome(result: Result, out: Path) -> str:
-    """Returns the run in three lines."""
-    teacher, student = result.teacher.test, result.student.test
-    return "\n".join(
-        [
-            f"teacher {percent(teacher.accuracy)}, student {percent(student.accuracy)} "
-            f"(accuracy on {teacher.n} real test images, 95 % intervals)",
-            f"gap {result.gap.accuracy_pp:+.2f} points {interval(result.gap.accuracy_ci95)}; "
-            f"membership leakage was not audited",
-            f"report: {out / 'report.html'} (internal: shows real images)",
-        ]
-    )
-
-
-def percent(measure: Measure) -> str:
-    """Returns a fraction and its interval in percent."""
-    assert measure.value is not None
-    return f"{100 * measure.value:.1f} % {interval((100 * measure.low, 100 * measure.high))}"
-
-
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turns errors that the user can act on into a message and an exit code."""
@@ -166,5 +150,12 @@ def clear_errors() -> Iterator[None]:
 
 def main() -> None:
     """Runs the command line."""
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     with clear_errors(), answered_signals():
         app()
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Shows the warnings meant for users as a line, and leaves out those of libraries."""
+    if category is UserWarning:
+        errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)

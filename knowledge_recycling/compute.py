@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from knowledge_recycling.config import Config
@@ -21,7 +22,7 @@ class ComputeConfig(Config):
     """`auto` takes a GPU where there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
-    threads: int | None = None
+    threads: PositiveInt | None = None
     """CPU threads of torch; unset: one per core this process may use."""
 
 

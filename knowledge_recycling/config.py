@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
@@ -105,10 +105,12 @@ def _recipe_error(model: type[Config], error: ValidationError, where: str) -> Re
 def _fields_at(model: type[BaseModel], path: Iterable[str]) -> list[str]:
     for name in path:
         field = model.model_fields.get(name)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = field.annotation if field else None
+        parts = (annotation, *get_args(annotation))  # the second for `Part | None`
+        inner = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        if not inner:
             break
-        model = inner
+        model = inner[0]
     return sorted(model.model_fields)
 
 
@@ -165,7 +167,16 @@ def _plugin_resolver(family: str, section: str, default: str) -> Callable[[Any],
                 f"'{section}' must be a table", where=section, expected="a table", got=repr(values)
             )
         kind = str(values.get("kind", default))
-        return validate(kind_module(family, kind).Config, {**values, "kind": kind}, section)
+        config = getattr(kind_module(family, kind), "Config", None)
+        if config is None:
+            raise RecipeError(
+                f"the module of kind '{kind}' has no Config",
+                where=section,
+                expected=f"what the modules of {family} have",
+                got=kind,
+                next_step="give the module a Config, or correct the name",
+            )
+        return validate(config, {**values, "kind": kind}, section)
 
     return resolve
 

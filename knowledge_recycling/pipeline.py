@@ -137,6 +137,8 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     settings = flattened("data", recipe.data.model_dump(mode="json"))
     perform(out / "data", settings | flattened("digest", digests), partial(describe, splits))
     seen = read_json(out / "data" / DATA)
+    for warning in seen["warnings"]:
+        reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
     write_json(out / "recipe.json", completed.model_dump(mode="json"))

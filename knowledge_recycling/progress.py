@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -32,6 +33,9 @@ class Reporter(Protocol):
     def stage(self, name: str) -> None:
         """Says that a stage is next."""
 
+    def warn(self, message: str) -> None:
+        """Shows a sentence that the user should know."""
+
 
 class SilentReporter:
     """Shows nothing: the default of the Python API."""
@@ -44,6 +48,10 @@ class SilentReporter:
 
     def stage(self, name: str) -> None:
         """Ignores the stage."""
+
+    def warn(self, message: str) -> None:
+        """Passes the sentence on to Python's warnings."""
+        warnings.warn(message, stacklevel=2)
 
 
 class PlainReporter:
@@ -72,6 +80,10 @@ class PlainReporter:
     def stage(self, name: str) -> None:
         """Prints the name of the stage."""
         self._print(name)
+
+    def warn(self, message: str) -> None:
+        """Prints the sentence."""
+        self._print(f"warning: {message}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

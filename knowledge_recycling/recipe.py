@@ -123,16 +123,23 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     """
     key, equals, text = override.partition("=")
     if not equals:
-        raise RecipeError(
-            "an override has no value",
-            where=f"--set {override}",
-            expected="dotted.key=value",
-            got=override,
-        )
+        raise _bad_override("has no value", override)
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise _bad_override(f"goes into '{table}', which is not a table", override)
     values[last] = _toml_value(text.strip())
+
+
+def _bad_override(fault: str, override: str) -> RecipeError:
+    return RecipeError(
+        f"an override {fault}",
+        where=f"--set {override}",
+        expected="dotted.key=value",
+        got=override,
+        next_step="correct the override",
+    )
 
 
 def _toml_value(text: str) -> Any:

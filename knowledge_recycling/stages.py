@@ -222,7 +222,7 @@ def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
 
 
 def grid(image_set: ImageSet, per_class: int) -> npt.NDArray[np.uint8]:
-    """Returns the first images of each class, [K, per_class, C, H, W]; missing ones are mid grey."""
+    """Returns the first images of each class, [K,per_class,C,H,W]; missing ones are mid grey."""
     images = np.full((image_set.num_classes, per_class, *image_set.shape), 128, dtype=np.uint8)
     for k in range(image_set.num_classes):
         rows = np.flatnonzero(image_set.labels == k)[:per_class]

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError  # noqa: N812
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from knowledge_recycling.errors import RunError
@@ -97,9 +99,10 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         RunError: The file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here, since numpy leaves the file of a damaged archive open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, ZlibError) as error:
         raise unreadable(path, error) from error
 
 
@@ -107,7 +110,7 @@ def write_weights(path: Path, module: nn.Module) -> None:
     """Writes the parameters and buffers of `module` by name as safetensors."""
     tensors = {name: _plain(tensor) for name, tensor in module.state_dict().items()}
     with written_beside(path) as beside:
-        save_file(tensors, beside)
+        beside.write_bytes(save(tensors))  # `save_file` would hide why the system refused
 
 
 def read_weights(path: Path, module: nn.Module) -> None:
@@ -132,7 +135,7 @@ def write_state(path: Path, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     skeleton = _take_tensors(state, tensors)
     with written_beside(path) as beside:
-        save_file(tensors, beside, metadata={"skeleton": json.dumps(skeleton)})
+        beside.write_bytes(save(tensors, metadata={"skeleton": json.dumps(skeleton)}))
 
 
 def read_state(path: Path) -> Any:

@@ -14,6 +14,9 @@ from knowledge_recycling.rundir import record_of
 from knowledge_recycling.storage import read_json
 
 RESULT = "result.json"
+TRAINED = ("teacher", "generator", "student")
+"""Stages with one training."""
+
 LIBRARIES = ("knowledge-recycling", "torch", "torchvision", "timm", "numpy", "optuna")
 
 
@@ -81,7 +84,7 @@ def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     folders = {path.parent.name: path.parent for path in run.folder.glob("*/done.json")}
     records = {name: record_of(folder) or {} for name, folder in folders.items()}
     sampling = [row["images_per_second"] for row in candidates if row["images_per_second"]]
-    rates = {name: training_rate(run.folder / name) for name in ("teacher", "generator")}
+    rates = {name: training_rate(run.folder / name) for name in TRAINED}
     return {
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "images_per_second": rates | {"sampling": max(sampling, default=None)},

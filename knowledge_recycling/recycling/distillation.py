@@ -1,7 +1,8 @@
 """Generative Knowledge Distillation: a student learns synthetic images as its teacher sees them.
 
-GKD of KR (arXiv 2407.15526) and GaFi (arXiv 2305.10118). The frozen teacher labels exactly the augmented batch the student gets. Hard labels, a fixed set
-and filtering are settings of the same stream.
+GKD of KR (arXiv 2407.15526) and GaFi (arXiv 2305.10118). The frozen teacher labels exactly the
+augmented batch the student gets. Hard labels, a fixed set and filtering are settings of the same
+stream.
 
 Shapes: N images, C channels, H rows, W columns, K classes.
 """
@@ -10,14 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from knowledge_recycling.config import DERIVED, Config, Facts, PluginConfig, plugin
+from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.models.build import build_classifier
@@ -26,16 +27,13 @@ from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
 from knowledge_recycling.training.classifier import (
+    ClassifierTraining,
     Fit,
     Targets,
-    ClassifierTraining,
     fit_classifier,
     hard_targets,
 )
 from knowledge_recycling.training.loop import Record
-
-CPU_ROUNDS = 6
-"""Synthetic sets drawn for one student where sampling is dear: the default on a CPU."""
 
 
 class StudentConfig(Config):
@@ -54,16 +52,6 @@ class StudentConfig(Config):
     hard_weight: float = Field(0.0, ge=0, le=1)
     """Weight of the hard label (the class an image was drawn for) in the target: 0 is GKD,
     1 is training on hard labels alone."""
-
-    def completed(self, facts: Facts) -> Self:
-        """Derives the period too, which depends on the length of training."""
-        student = super().completed(facts)
-        if "period" in student.synthesis.model_fields_set:
-            return student
-        epochs = student.training.images_seen / student.num_images(facts.num_train)
-        period = 1 if facts.on_gpu else max(1, round(epochs / CPU_ROUNDS))
-        synthesis = student.synthesis.model_copy(update={"period": period})
-        return student.model_copy(update={"synthesis": synthesis})
 
     def num_images(self, num_train: int) -> int:
         """Returns the images of one synthetic set beside `num_train` real ones."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from knowledge_recycling import interruption
-from knowledge_recycling.config import DERIVED, Config
+from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet, to_bytes
 from knowledge_recycling.errors import DataError
@@ -44,12 +44,16 @@ class SynthesisConfig(Config):
     set_size: float = Field(1.0, gt=0, le=100)
     """Images of one synthetic set, as a multiple of the real training images."""
     period: NonNegativeInt = DERIVED
-    """Epochs between regenerations; 0: one fixed set; unset: 1 on a GPU, and on a CPU so that
-    six sets are drawn in all."""
+    """Epochs between regenerations; 0: one fixed set; unset: 1 on a GPU, 4 on a CPU, where
+    sampling is dear."""
     prior: Literal["balanced", "real"] = "balanced"
     """Law of the class labels: equal shares, or the shares of the real training set."""
     filter: FilterConfig | None = None
     """Keeps images that the teacher recognises; unset: keeps all."""
+
+    def derived(self, facts: Facts) -> dict[str, Any]:
+        """Derives the period from the hardware."""
+        return {"period": 1 if facts.on_gpu else 4}
 
 
 @dataclass

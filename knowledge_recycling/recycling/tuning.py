@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import optuna
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from knowledge_recycling.config import Config, did_you_mean
 from knowledge_recycling.errors import RecipeError
@@ -22,12 +23,12 @@ class TuningConfig(Config):
     """Which knobs are tuned and how long."""
 
     trials: NonNegativeInt = 5
-    """Settings tried, the defaults first; 0 or 1 keeps the defaults."""
+    """Settings tried at most, the defaults first; 0 or 1 keeps the defaults."""
     sampler: Literal["tpe", "grid"] = "tpe"
-    """Optuna's sampler: `tpe` learns from earlier trials, `grid` goes through all combinations."""
+    """`tpe` (of Optuna) learns from earlier trials, `grid` goes through the combinations in order."""
     knobs: tuple[str, ...] = ("latent_std", "guidance", "hard_weight")
     """Names of the knobs that are turned; the others keep their defaults."""
-    choices: dict[str, tuple[float, ...]] = {}
+    choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Values to try for a knob instead of its own."""
 
 
@@ -54,10 +55,11 @@ def chosen_space(config: TuningConfig, known: Space) -> Space:
                 got=name,
                 next_step=did_you_mean(name, known),
             )
-    return {
-        name: Knob(known[name].default, config.choices.get(name, known[name].choices))
-        for name in config.knobs
-    }
+    return {name: _with_choices(known[name], config.choices.get(name)) for name in config.knobs}
+
+
+def _with_choices(knob: Knob, choices: tuple[float, ...] | None) -> Knob:
+    return Knob(knob.default, tuple(sorted({knob.default, *(choices or knob.choices)})))
 
 
 def tune(
@@ -69,8 +71,12 @@ def tune(
     leads the seeded sampler to the same next trial.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=_sampler(config, space, seed))
-    study.enqueue_trial({name: knob.default for name, knob in space.items()})
+    seed = named_seed(seed, "tuning") % 2**32
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=3)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    combinations = _combinations(space)
+    for planned in combinations if config.sampler == "grid" else combinations[:1]:
+        study.enqueue_trial(planned)
     trials: list[Trial] = []
     for number in range(max(1, config.trials)):
         asked = study.ask()
@@ -86,9 +92,9 @@ def tune(
     return trials
 
 
-def _sampler(config: TuningConfig, space: Space, seed: int) -> optuna.samplers.BaseSampler:
-    seed = named_seed(seed, "tuning") % 2**32
-    if config.sampler == "grid":
-        grid = {name: list(knob.choices) for name, knob in space.items()}
-        return optuna.samplers.GridSampler(grid, seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=3)
+def _combinations(space: Space) -> list[dict[str, float]]:
+    # the defaults first; Optuna's own grid can neither start with them nor be asked step by step
+    values = itertools.product(*(knob.choices for knob in space.values()))
+    combinations = [dict(zip(space, each, strict=True)) for each in values]
+    default = {name: knob.default for name, knob in space.items()}
+    return [default, *(each for each in combinations if each != default)]

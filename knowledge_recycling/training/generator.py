@@ -26,7 +26,7 @@ class GeneratorTraining(Config):
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
-    """Augmentations the generator may learn to draw; unset: the flips measured to keep the class."""
+    """Augmentations it may learn to draw; unset: the flips measured to keep the class."""
     balance: Balance = "none"
     """`sampling` shows the generator all classes equally often; `loss` has no effect here."""
     candidates: PositiveInt = 4

@@ -59,7 +59,7 @@ class Plan:
     batch_size: int
     snapshots: Sequence[float]
     """Shares of training, in rising order and up to 1, after which a snapshot is taken."""
-    out_of_patience: Callable[[Sequence[Record]], bool] = lambda records: False
+    out_of_patience: Callable[[Sequence[Record]], bool] = lambda _: False
     """Told the records so far after each snapshot; true ends training early."""
     save_seconds: float = 60.0
     """A resumable state is written about this often."""

@@ -212,12 +212,25 @@ def test_what_is_missing_is_said(make_run: MakeRun, result: Values) -> None:
     assert page.count("svg") == 1
 
 
+def test_a_class_without_test_images_has_no_recall(make_run: MakeRun, result: Values) -> None:
+    recalls = result["student"]["test"]["recall"]
+    result = small(result)
+    result["student"]["test"]["recall"] = [None, *recalls[1:]]
+    result["teacher"]["test"]["recall"] = recalls
+    page = Page(write_report(make_run(result)))
+    first = recalls[0]
+    low, high = (f"{100 * first[end]:.1f}" for end in ("low", "high"))
+    assert f"digit 0 126 18 36 {100 * first['value']:.1f} {low}\u2013{high} \u2013 2" in page.text
+
+
 def test_an_audit_is_shown_attack_by_attack(make_run: MakeRun, result: Values) -> None:
     rates = {"0.1": 0.15, "0.01": 0.031, "0.001": None}
-    result["privacy"] = {"student": {"rmia": {"auc": 0.571, "tpr_at_fpr": rates}}}
+    result["privacy"] = {
+        "student": {"rmia": {"auc": 0.571, "tpr_at_fpr": rates, "ci95": {"auc": [0.55, 0.59]}}}
+    }
     page = Page(write_report(make_run(small(result))))
     assert "at 10.0 % at 1.0 % at 0.1 %" in page.text
-    assert re.search(r"student rmia 0\.571 15\.0 3\.1 \u2013", page.text)
+    assert re.search(r"student rmia 0\.571 0\.55\u20130\.59 15\.0 3\.1 \u2013", page.text)
     assert "leaks at least" in page.text
 
 

@@ -56,7 +56,8 @@ class Classifier(nn.Module):
                 got=error,
                 next_step="correct the options, or choose another model",
             ) from error
-        self.enlarge = max(1.0, config.min_side / min(shape[1:]))
+        enlarge = max(1.0, config.min_side / min(shape[1:]))
+        self.size = tuple(round(side * enlarge) for side in shape[1:])
 
     def features(self, images: Tensor) -> Tensor:
         """Returns the pooled features [N,D] that the last layer reads."""
@@ -72,6 +73,6 @@ class Classifier(nn.Module):
         return logits
 
     def _enlarged(self, images: Tensor) -> Tensor:
-        if self.enlarge == 1.0:
+        if images.shape[2:] == self.size:
             return images
-        return functional.interpolate(images, scale_factor=self.enlarge, mode="bilinear")
+        return functional.interpolate(images, self.size, mode="bilinear")

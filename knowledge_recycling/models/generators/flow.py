@@ -35,7 +35,7 @@ class Config(PluginConfig):
     """The flow generator and its training."""
 
     kind: Literal["flow"] = "flow"
-    width: PositiveInt = 64
+    width: PositiveInt = Field(64, multiple_of=8)
     """Channels at the finest level of the U-Net, a multiple of 8; the level below has twice it."""
     depth: PositiveInt = 1
     """Residual blocks per level on the way down, and again on the way up."""
@@ -271,7 +271,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.num_heads = max(1, channels // 32)
+        self.num_heads = channels // math.gcd(channels, 32)
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))

@@ -1,0 +1,199 @@
+"""Flow matching against problems with a known answer.
+
+For images N(m, s^2) the velocity of the straight path is known in closed form, so the sampler can
+be asked for the mean and spread of its images; for one single image the loss has a known zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from knowledge_recycling.models.generators.flow import (
+    Attention,
+    Config,
+    Generator,
+    Objective,
+    UNet,
+    seeded_noise,
+    step_times,
+)
+from knowledge_recycling.randomness import rng
+
+SHAPE = (1, 8, 8)
+CONFIG = Config(width=8, patch=1)
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def generator_with(velocity: Velocity) -> Generator:
+    generator = Generator(CONFIG, SHAPE, 2)
+    generator.velocity = velocity  # type: ignore[method-assign]
+    return generator
+
+
+def gaussian_velocity(mean: float, std: float) -> Velocity:
+    """Returns E[noise - image | x_t] for images N(mean, std^2) and x_t = (1-t) image + t noise."""
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        t = t[:, None, None, None]
+        variance = (1 - t) ** 2 * std**2 + t**2
+        gain = (t - (1 - t) * std**2) / variance
+        return gain * (x - (1 - t) * mean) - mean
+
+    return velocity
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 6, 50])
+def test_times_fall_from_one_to_zero_in_shrinking_steps(num_steps: int) -> None:
+    times = torch.tensor(step_times(num_steps), dtype=torch.float64)
+    assert len(times) == num_steps + 1
+    assert times[0] == 1
+    assert times[-1] == 0
+    steps = -times.diff()
+    assert (steps > 0).all()
+    assert (steps.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.2, 0.1), (-0.4, 0.05)])
+def test_many_steps_reach_the_mean_and_spread_of_a_gaussian(mean: float, std: float) -> None:
+    generator = generator_with(gaussian_velocity(mean, std))
+    labels = torch.zeros(64, dtype=torch.long)
+    images = generator.sample(labels, torch.arange(64), {"steps": 200})
+    assert math.isclose(images.mean(), mean, abs_tol=5 * std / math.sqrt(64 * 64))
+    assert math.isclose(images.std(), std, rel_tol=0.05)
+
+
+def test_few_heun_steps_beat_as_many_evaluations_of_euler() -> None:
+    mean, std = 0.2, 0.3
+    velocity = gaussian_velocity(mean, std)
+    seeds, labels = torch.arange(32), torch.zeros(32, dtype=torch.long)
+    noise = seeded_noise(seeds, SHAPE)
+    exact = (mean + std * noise).clamp(-1, 1)  # the flow of a Gaussian is affine
+    euler = noise
+    times = step_times(11)
+    for t, t_next in zip(times, times[1:], strict=False):
+        euler = euler + (t_next - t) * velocity(euler, torch.full((32,), t), labels)
+    heun = generator_with(velocity).sample(labels, seeds, {"steps": 6})
+    errors = [(each.clamp(-1, 1) - exact).square().mean() for each in (heun, euler)]
+    assert errors[0] < errors[1]
+
+
+def test_the_latent_is_scaled_by_its_knob() -> None:
+    generator = generator_with(lambda x, t, labels: torch.zeros_like(x))
+    seeds, labels = torch.arange(4), torch.zeros(4, dtype=torch.long)
+    for std in (0.1, 0.2):
+        images = generator.sample(labels, seeds, {"latent_std": std})
+        torch.testing.assert_close(images, seeded_noise(seeds, SHAPE) * std)
+
+
+def test_noise_is_standard_normal_and_each_image_has_its_own_seed() -> None:
+    noise = seeded_noise(torch.arange(256), SHAPE)
+    assert abs(noise.mean()) < 5 / math.sqrt(noise.numel())
+    assert abs(noise.std() - 1) < 5 / math.sqrt(2 * noise.numel())
+    torch.testing.assert_close(seeded_noise(torch.tensor([7]), SHAPE)[0], noise[7])
+
+
+def test_guidance_mixes_the_two_velocities() -> None:
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        conditional = torch.full_like(x, -0.3)
+        hidden = (labels == 2)[:, None, None, None]
+        return torch.where(hidden, 0.1, conditional)
+
+    generator = generator_with(velocity)
+    labels, seeds = torch.tensor([0, 1]), torch.tensor([3, 4])
+    latent = seeded_noise(seeds, SHAPE) * 1e-3
+    for guidance in (1.0, 1.5, 2.0):
+        images = generator.sample(labels, seeds, {"guidance": guidance, "latent_std": 1e-3})
+        speed = 0.1 + guidance * (-0.3 - 0.1)
+        torch.testing.assert_close(images, latent - speed, atol=1e-5, rtol=0)
+
+
+def test_guidance_of_one_never_asks_for_the_hidden_label() -> None:
+    asked: list[int] = []
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        asked.extend(labels.tolist())
+        return torch.zeros_like(x)
+
+    generator_with(velocity).sample(torch.tensor([0, 1]), torch.tensor([3, 4]), {"guidance": 1.0})
+    assert set(asked) == {0, 1}
+
+
+def test_the_exact_velocity_of_a_single_image_has_no_loss(fabric: Fabric) -> None:
+    image = torch.rand(SHAPE) * 2 - 1
+    generator = generator_with(lambda x, t, labels: (x - image) / t[:, None, None, None])
+    objective = Objective(generator, CONFIG, fabric)
+    images = image.expand(16, *SHAPE)
+    assert objective.loss(images, torch.zeros(16, dtype=torch.long), rng(0, "a")) < 1e-6
+
+
+def test_the_loss_of_standing_still_is_that_of_its_own_noise(fabric: Fabric) -> None:
+    generator = generator_with(lambda x, t, labels: torch.zeros_like(x))
+    objective = Objective(generator, CONFIG, fabric)
+    images = torch.rand(16, *SHAPE) * 2 - 1
+    noise = torch.randn(images.shape, generator=rng(0, "a"))
+    loss = objective.loss(images, torch.zeros(16, dtype=torch.long), rng(0, "a"))
+    torch.testing.assert_close(loss, (noise - images).square().mean())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_labels_are_hidden_as_often_as_asked(fabric: Fabric, dropout: float) -> None:
+    hidden: list[Tensor] = []
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        hidden.append(labels == 2)
+        return torch.zeros_like(x)
+
+    config = CONFIG.model_copy(update={"label_dropout": dropout})
+    objective = Objective(generator_with(velocity), config, fabric)
+    objective.loss(torch.zeros(2000, 1, 1, 1), torch.ones(2000, dtype=torch.long), rng(0, "a"))
+    assert math.isclose(hidden[0].float().mean(), dropout, abs_tol=5 * 0.5 / math.sqrt(2000))
+
+
+def test_the_learning_rate_warms_up_linearly(fabric: Fabric) -> None:
+    config = Config(width=8, patch=1, warmup_steps=4, learning_rate=0.01)
+    objective = Objective(Generator(config, SHAPE, 2), config, fabric)
+    rates = []
+    for step in range(6):
+        objective.step(torch.zeros(2, *SHAPE), torch.zeros(2, dtype=torch.long), rng(0, step))
+        rates.append(objective.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("width", [8, 16, 24, 56, 64, 88])
+def test_every_multiple_of_eight_is_a_width(width: int) -> None:
+    network = UNet(Config(width=width, patch=1), 1, 3)
+    x = torch.rand(2, 1, 5, 7)
+    assert network(x, torch.rand(2), torch.tensor([0, 2])).shape == x.shape
+
+
+def test_attention_equals_torchs_own() -> None:
+    ours = Attention(64).eval()
+    nn.init.normal_(ours.out.weight, std=0.1)
+    theirs = nn.MultiheadAttention(64, ours.num_heads, batch_first=True).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.qkv.weight.flatten(1))
+        theirs.in_proj_bias.copy_(ours.qkv.bias)
+        theirs.out_proj.weight.copy_(ours.out.weight.flatten(1))
+        theirs.out_proj.bias.copy_(ours.out.bias)
+        x = torch.randn(2, 64, 3, 5)
+        positions = ours.norm(x).flatten(2).transpose(1, 2)
+        expected = theirs(positions, positions, positions, need_weights=False)[0]
+        expected = x + expected.transpose(1, 2).view_as(x)
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("side", "patch"), [(4, 1), (8, 1), (16, 1), (17, 2), (28, 2), (32, 2), (33, 4), (64, 4)]
+)
+def test_the_derived_patch_keeps_eight_to_sixteen_positions(
+    make_facts: Callable[..., object], side: int, patch: int
+) -> None:
+    derived = Config().completed(make_facts(shape=(1, side, side)))  # type: ignore[arg-type]
+    assert derived.patch == patch
+    assert isinstance(derived.patch, int)

@@ -1,0 +1,115 @@
+"""Tuning against a made-up score of the knobs: what is visited, in which order, and replayed."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recycling.scoring import Score
+from knowledge_recycling.recycling.tuning import TuningConfig, chosen_space, tune
+
+SPACE = {"a": Knob(1.0, (0.5, 1.0, 2.0)), "b": Knob(0.0, (0.0, 0.3))}
+DEFAULTS = {"a": 1.0, "b": 0.0}
+
+
+def cas(knobs: Knobs) -> float:
+    return 0.9 - 0.1 * abs(knobs["a"] - 2.0) - 0.2 * abs(knobs["b"] - 0.3)
+
+
+class Trials:
+    """Scores knobs and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, dict[str, float]]] = []
+
+    def __call__(self, number: int, knobs: Knobs) -> Score:
+        self.asked.append((number, dict(knobs)))
+        return Score(cas=cas(knobs), loss=1.0, auroc=0.5)
+
+
+def combinations() -> list[dict[str, float]]:
+    return [
+        dict(zip(SPACE, values, strict=True))
+        for values in itertools.product(*(knob.choices for knob in SPACE.values()))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("trials", [6, 7, 50])
+def test_the_grid_visits_every_combination_once(seed: int, trials: int) -> None:
+    asked = Trials()
+    found = tune(TuningConfig(trials=trials, sampler="grid"), SPACE, asked, seed)
+    key = lambda knobs: sorted(knobs.items())  # noqa: E731
+    assert sorted((t.knobs for t in found), key=key) == sorted(combinations(), key=key)
+    assert [knobs for _, knobs in asked.asked] == [trial.knobs for trial in found]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+@pytest.mark.parametrize("trials", [0, 1, 2, 5])
+def test_the_defaults_come_first_and_no_setting_twice(sampler: str, trials: int) -> None:
+    asked = Trials()
+    config = TuningConfig(trials=trials, sampler=sampler)  # type: ignore[arg-type]
+    found = tune(config, SPACE, asked, 0)
+    assert found[0].knobs == DEFAULTS
+    assert 1 <= len(found) <= max(1, trials)
+    assert len({tuple(trial.knobs.items()) for trial in found}) == len(found) == len(asked.asked)
+    assert all(trial.score.cas == cas(trial.knobs) for trial in found)
+    numbers = [number for number, _ in asked.asked]
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_replay_asks_for_the_same_trials(sampler: str) -> None:
+    config = TuningConfig(trials=6, sampler=sampler)  # type: ignore[arg-type]
+    first, second, other = Trials(), Trials(), Trials()
+    assert tune(config, SPACE, first, 3) == tune(config, SPACE, second, 3)
+    tune(config, SPACE, other, 4)
+    assert first.asked == second.asked
+    if sampler == "tpe":
+        assert other.asked != first.asked
+
+
+def test_tpe_finds_the_best_of_a_small_space() -> None:
+    found = tune(TuningConfig(trials=30), SPACE, Trials(), 0)
+    best = max(found, key=lambda trial: trial.score.cas or 0)
+    assert best.knobs == {"a": 2.0, "b": 0.3}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_failures_do_not_end_the_search(sampler: str) -> None:
+    config = TuningConfig(trials=4, sampler=sampler)  # type: ignore[arg-type]
+    found = tune(config, SPACE, lambda *_: Score(failure="broken"), 0)
+    assert len(found) >= 2
+    assert all(trial.score.failure == "broken" for trial in found)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_with_no_knob_to_turn_there_is_one_trial(sampler: str) -> None:
+    config = TuningConfig(trials=3, sampler=sampler, knobs=())  # type: ignore[arg-type]
+    assert [trial.knobs for trial in tune(config, {}, Trials0(), 0)] == [{}]
+
+
+class Trials0:
+    def __call__(self, number: int, knobs: Knobs) -> Score:
+        return Score(cas=0.5, loss=1.0, auroc=0.5)
+
+
+@pytest.mark.parametrize("field", [{"knobs": ("aa",)}, {"knobs": ("a",), "choices": {"aa": (1,)}}])
+def test_an_unknown_knob_is_named_with_the_known_ones(field: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        chosen_space(TuningConfig(**field), SPACE)  # type: ignore[arg-type]
+    assert caught.value.got == "aa"
+    assert caught.value.expected == "some of a, b"
+    assert caught.value.next_step == "did you mean 'a'?"
+
+
+def test_own_choices_replace_those_of_the_knob_and_keep_its_default() -> None:
+    config = TuningConfig(knobs=("a",), choices={"a": (3.0, 0.25)}, trials=9, sampler="grid")
+    space = chosen_space(config, SPACE)
+    assert space == {"a": Knob(1.0, (0.25, 1.0, 3.0))}
+    found = tune(config, space, lambda number, knobs: Score(cas=0.5, loss=1.0), 0)
+    assert found[0].knobs == {"a": 1.0}
+    assert {trial.knobs["a"] for trial in found} == {0.25, 1.0, 3.0}
