@@ -13,8 +13,13 @@ from knowledge_recycling.models.build import build_classifier, build_generator, 
 from knowledge_recycling.models.contracts import Classifier, Generator
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recipe import Recipe, TeacherConfig
-from knowledge_recycling.recycling import distillation
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher, with_knobs
+from knowledge_recycling.recycling.distillation import (
+    Lesson,
+    StudentConfig,
+    Teacher,
+    student_knobs,
+    with_knobs,
+)
 from knowledge_recycling.recycling.synthesis import Source, class_prior
 from knowledge_recycling.storage import read_json, read_weights
 from knowledge_recycling.training.classifier import WEIGHTS
@@ -115,7 +120,7 @@ def generator_knobs(recipe: Recipe) -> dict[str, Knob]:
 
 def known_knobs(recipe: Recipe) -> dict[str, Knob]:
     """Returns all knobs that tuning may turn: the generator's and the student's."""
-    return generator_knobs(recipe) | distillation.KNOBS
+    return generator_knobs(recipe) | student_knobs(recipe.student)
 
 
 def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> Source:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil
 from knowledge_recycling.recycling.scoring import Score, best_of, cheap, score
-from knowledge_recycling.recycling.synthesis import draw_set, open_set
+from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
 from knowledge_recycling.recycling.tuning import chosen_space, tune
 from knowledge_recycling.rundir import SCRATCH, flattened
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
@@ -203,6 +203,8 @@ def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
     config = run.recipe.evaluation
     source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    # with the real shares of the classes, so that the distances speak of the images alone
+    source = replace(source, prior=class_prior(run.members, "real"))
     size = max(config.quality_images, config.grid_images * run.members.num_classes)
     path = folder / SCRATCH / "quality.npy"
     draw_set(source, size, path, ("evaluation", "quality"), run.context)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
-from zlib import error as ZlibError  # noqa: N812
+from zlib import error as ZlibError
 
 import numpy as np
 import numpy.typing as npt

@@ -65,6 +65,11 @@ KNOBS = {
 """Settings of the student that tuning may turn beside the generator's knobs."""
 
 
+def student_knobs(config: StudentConfig) -> dict[str, Knob]:
+    """Returns `KNOBS` with the recipe's own values as their defaults."""
+    return {name: Knob(getattr(config, name), knob.choices) for name, knob in KNOBS.items()}
+
+
 def with_knobs(config: StudentConfig, knobs: Knobs) -> StudentConfig:
     """Returns the student with those of `knobs` that are its own."""
     return config.model_copy(update={name: knobs[name] for name in KNOBS if name in knobs})

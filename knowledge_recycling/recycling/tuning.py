@@ -25,7 +25,7 @@ class TuningConfig(Config):
     trials: NonNegativeInt = 5
     """Settings tried at most, the defaults first; 0 or 1 keeps the defaults."""
     sampler: Literal["tpe", "grid"] = "tpe"
-    """`tpe` (of Optuna) learns from earlier trials, `grid` goes through the combinations in order."""
+    """`tpe` (of Optuna) learns from earlier trials, `grid` visits the combinations in order."""
     knobs: tuple[str, ...] = ("latent_std", "guidance", "hard_weight")
     """Names of the knobs that are turned; the others keep their defaults."""
     choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)

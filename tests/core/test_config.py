@@ -67,6 +67,7 @@ def test_an_unknown_key_near_nothing_is_to_be_removed() -> None:
         ({"student": {"hard_weight": 1.5}}, "student.hard_weight", "1.5"),
         ({"generator": {"width": 12}}, "generator.width", "12"),
         ({"teacher": {"classifier": {"width": 0}}}, "teacher.classifier.width", "0"),
+        ({"teacher": {"classifier": {"width": 12}}}, "teacher.classifier.width", "12"),
         ({"compute": {"threads": -1}}, "compute.threads", "-1"),
     ],
 )
@@ -100,13 +101,13 @@ def test_an_unknown_kind_lists_the_known_ones(
     assert caught.value.next_step == did_you_mean(kind, known)
 
 
-OWN_MODULE = '''
+OWN_MODULE = """
 from knowledge_recycling.config import PluginConfig
 
 class Config(PluginConfig):
     kind: str = "{name}"
     leaves: int = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -130,9 +130,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), written_beside(path) as beside:
-        beside.write_text("half of the n")
-        raise ZeroDivisionError
+
+    def fail_half_way() -> None:
+        with written_beside(path) as beside:
+            beside.write_text("half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

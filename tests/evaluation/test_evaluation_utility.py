@@ -1,5 +1,5 @@
-"""Utility and gap against scikit-learn and torchmetrics, their intervals against scikit-learn's metrics
-of every resample, against Wilson's formula and against the truth behind simulated labels.
+"""Utility and gap against scikit-learn and torchmetrics, their intervals against scikit-learn's
+metrics of every resample, Wilson's formula and the truth behind simulated labels.
 """
 
 from __future__ import annotations
@@ -98,6 +98,18 @@ def test_reliability_bins_hold_all_images_and_give_the_calibration_error():
     assert sum(excess) / 500 == pytest.approx(utility.ece.value)
     confidences = [each.confidence for each in utility.reliability]
     assert confidences == sorted(confidences)
+
+
+def test_bins_are_fifteenths_that_hold_their_upper_edge():
+    confidence = np.array([0.6, 0.61, 0.92, 0.94])  # edges at 9/15, 10/15, 13/15 and 14/15
+    chances = np.stack([confidence, 1 - confidence], axis=1)
+    bins = utility_of(chances, np.array([0, 1, 0, 1])).reliability
+    assert [(each.confidence, each.accuracy) for each in bins] == [
+        (0.6, 1.0),
+        (0.61, 0.0),
+        (0.92, 1.0),
+        (0.94, 0.0),
+    ]
 
 
 def test_certainty_has_a_bin():

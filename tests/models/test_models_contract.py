@@ -27,7 +27,7 @@ GENERATORS = known_kinds("models.generators")
 CLASSIFIERS = known_kinds("models.classifiers")
 SMALL: dict[str, dict[str, Any]] = {
     "flow": {"width": 8, "warmup_steps": 1, "learning_rate": 0.01},
-    "resnet": {"width": 4, "blocks": 1},
+    "resnet": {"width": 8, "blocks": 1},
     "timm": {"name": "test_resnet"},
 }
 SHAPES = [((1, 8, 8), 2), ((3, 28, 28), 5), ((1, 15, 13), 5)]

@@ -6,6 +6,7 @@ be asked for the mean and spread of its images; for one single image the loss ha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -76,7 +77,7 @@ def test_few_heun_steps_beat_as_many_evaluations_of_euler() -> None:
     exact = (mean + std * noise).clamp(-1, 1)  # the flow of a Gaussian is affine
     euler = noise
     times = step_times(11)
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in itertools.pairwise(times):
         euler = euler + (t_next - t) * velocity(euler, torch.full((32,), t), labels)
     heun = generator_with(velocity).sample(labels, seeds, {"steps": 6})
     errors = [(each.clamp(-1, 1) - exact).square().mean() for each in (heun, euler)]

@@ -1,4 +1,4 @@
-"""The filter against a teacher that sees the seed of each image, so that every try can be counted."""
+"""The filter against a sampler that obeys only at a given try, so that every try is counted."""
 
 from __future__ import annotations
 

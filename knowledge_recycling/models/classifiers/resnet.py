@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,8 +18,9 @@ class Config(PluginConfig):
     """A ResNet of 6 * blocks + 2 layers."""
 
     kind: Literal["resnet"] = "resnet"
-    width: PositiveInt = 16
-    """Channels of the first of the three levels; each further level doubles them."""
+    width: PositiveInt = Field(16, multiple_of=8)
+    """Channels of the first of the three levels, a multiple of 8; each further level has twice as
+    many."""  # below 8, torch 2.14's strided channels-last 1x1 convolution corrupts memory on x86
     blocks: PositiveInt = 2
     """Residual blocks per level: 2 is ResNet14, 3 is ResNet20."""
 

@@ -1,0 +1,195 @@
+"""GKD against training on hard labels, and who gets to see which image.
+
+A teacher whose soft labels are the labels themselves must give the same student bit for bit. Spies
+on teacher and student show that both see the same augmented synthetic batch and nothing real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from knowledge_recycling.config import Facts
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.models.classifiers import resnet
+from knowledge_recycling.recycling import distillation
+from knowledge_recycling.recycling.distillation import (
+    KNOBS,
+    Lesson,
+    StudentConfig,
+    Teacher,
+    distil,
+    soft_targets,
+    student_knobs,
+    with_knobs,
+)
+from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
+from knowledge_recycling.training.classifier import WEIGHTS, ClassifierTraining
+
+SHAPE = (1, 8, 8)
+
+
+class Painter(nn.Module):
+    """Paints its label as grey value 64 or 191 into the left column, noise elsewhere."""
+
+    def sample(self, labels: Tensor, seeds: Tensor, knobs: Any) -> Tensor:
+        images = torch.stack(
+            [torch.rand(SHAPE, generator=torch.Generator().manual_seed(s)) for s in seeds.tolist()]
+        )
+        images[..., 0] = (labels - 0.5)[:, None, None]
+        return images
+
+
+class OneHot(nn.Module):
+    """A teacher sure of the label that the left column carries; remembers what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.clone())
+        return 1e4 * functional.one_hot((images[:, 0, 0, 0] > 0).long(), 2).float()
+
+
+def config(**changes: Any) -> StudentConfig:
+    training = {"images_seen": 48, "batch_size": 8, "augment": (), "snapshots": 2}
+    training |= changes.pop("training", {})
+    return StudentConfig(
+        classifier=resnet.Config(width=8, blocks=1),
+        training=ClassifierTraining(**training),
+        synthesis=SynthesisConfig(period=1),
+        **changes,
+    )
+
+
+def lesson(student: StudentConfig, val: ImageSet, teacher: nn.Module) -> Lesson:
+    source = Source(Painter(), {}, val.class_names, np.array([0.5, 0.5]), None, teacher)
+    return Lesson(student, source, Teacher(teacher, 1.0), num_train=24, val=val, name="student")
+
+
+@pytest.mark.parametrize("augment", [(), ("vflip",)])
+def test_a_one_hot_teacher_gives_the_student_of_hard_labels_bit_for_bit(
+    context: Context, make_set: Callable[..., ImageSet], tmp_path: Path, augment: tuple[str, ...]
+) -> None:
+    val = make_set(20)
+    for name, weight in (("soft", 0.0), ("hard", 1.0)):
+        student = config(hard_weight=weight, training={"augment": augment})
+        distil(lesson(student, val, OneHot()), tmp_path / name, context)
+    soft, hard = (load_file(tmp_path / name / WEIGHTS) for name in ("soft", "hard"))
+    assert soft.keys() == hard.keys()
+    assert all(torch.equal(soft[name], hard[name]) for name in soft)
+
+
+class Student(nn.Module):
+    """A linear student that remembers what it is trained on."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 2)
+        self.seen = seen
+
+    def __deepcopy__(self, memo: Any) -> Student:
+        copy = Student(self.seen)  # the averaged copy shares the memory
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(images.clone())
+        return self.layer(images.flatten(1))
+
+
+@pytest.fixture
+def student_sees(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(distillation, "build_classifier", lambda *_, **__: Student(seen))
+    return seen
+
+
+def test_the_teacher_labels_exactly_the_augmented_batch_of_the_student(
+    context: Context,
+    make_set: Callable[..., ImageSet],
+    tmp_path: Path,
+    student_sees: list[Tensor],
+) -> None:
+    teacher = OneHot()
+    names = ("shift", "cutout", "hflip", "noise")
+    distil(lesson(config(training={"augment": names}), make_set(20), teacher), tmp_path, context)
+    assert len(student_sees) == 6
+    for one, other in zip(teacher.seen, student_sees, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_real_image_reaches_the_student(
+    context: Context,
+    make_set: Callable[..., ImageSet],
+    tmp_path: Path,
+    student_sees: list[Tensor],
+) -> None:
+    teacher = OneHot()
+    distil(lesson(config(), make_set(20), teacher), tmp_path, context)
+    for batch in [*student_sees, *teacher.seen]:
+        greys = ((batch[:, 0, :, 0] + 1) * 127.5).round().unique().tolist()
+        assert set(greys) <= {64.0, 191.0}, "only the painter's grey values, never 0 or 255"
+
+
+def test_hard_labels_alone_never_ask_the_teacher(
+    context: Context, make_set: Callable[..., ImageSet], tmp_path: Path
+) -> None:
+    teacher = OneHot()
+    distil(lesson(config(hard_weight=1.0), make_set(20), teacher), tmp_path, context)
+    assert teacher.seen == []
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_targets_mix_soft_and_hard_labels_by_the_formula(weight: float, temperature: float) -> None:
+    logits = torch.randn(5, 3)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    calibrated = 1.5
+
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits
+
+    student = config(hard_weight=weight, temperature=temperature)
+    targets = soft_targets(Teacher(Fixed(), calibrated), student, 3)(torch.zeros(5), labels)
+    powers = torch.exp(logits.double() / (calibrated * temperature))
+    soft = powers / powers.sum(dim=1, keepdim=True)
+    expected = (1 - weight) * soft + weight * torch.eye(3, dtype=torch.float64)[labels]
+    torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_knobs_of_the_student_start_from_its_recipe() -> None:
+    assert {name: knob.default for name, knob in KNOBS.items()} == {
+        name: knob.default for name, knob in student_knobs(StudentConfig()).items()
+    }
+    own = student_knobs(StudentConfig(hard_weight=1.0, temperature=4.0))
+    assert (own["hard_weight"].default, own["temperature"].default) == (1.0, 4.0)
+    turned = with_knobs(StudentConfig(), {"hard_weight": 0.3, "latent_std": 1.2})
+    assert (turned.hard_weight, turned.temperature) == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("given", [None, 0, 7])
+def test_the_period_suits_the_hardware_unless_it_is_given(
+    make_facts: Callable[..., Facts], given: int | None
+) -> None:
+    synthesis = SynthesisConfig() if given is None else SynthesisConfig(period=given)
+    student = StudentConfig(synthesis=synthesis)
+    gpu, cpu = (
+        student.completed(make_facts(on_gpu=on_gpu)).synthesis.period for on_gpu in (True, False)
+    )
+    if given is None:
+        assert gpu == 1 < cpu, "sampling is dear on a processor"
+    else:
+        assert gpu == cpu == given

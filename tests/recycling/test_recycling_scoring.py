@@ -1,0 +1,147 @@
+"""Scores: which one is best, and which generators are refused before a student is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.errors import RunError
+from knowledge_recycling.models.classifiers import resnet
+from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher
+from knowledge_recycling.recycling.scoring import (
+    Score,
+    SelectionConfig,
+    best_of,
+    cheap,
+    defect,
+    score,
+)
+from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
+from knowledge_recycling.training.classifier import ClassifierTraining
+
+
+class Painter(nn.Module):
+    """Gives `paint(noise)`, noise in [-1, 1] from the seeds."""
+
+    def __init__(self, paint: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.paint = paint
+        self.calls = 0
+
+    def sample(self, labels: Tensor, seeds: Tensor, knobs: object) -> Tensor:
+        self.calls += 1
+        generator = torch.Generator()
+        noise = [torch.rand(1, 8, 8, generator=generator.manual_seed(s)) for s in seeds.tolist()]
+        return self.paint(torch.stack(noise) * 2 - 1)
+
+
+class Teacher0(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([images[:, 0, 0, 0], -images[:, 0, 0, 0]], dim=1)
+
+
+def source_of(paint: Callable[[Tensor], Tensor]) -> Source:
+    return Source(Painter(paint), {}, ("a", "b"), np.array([0.5, 0.5]), None, Teacher0())
+
+
+def with_one(value: float) -> Callable[[Tensor], Tensor]:
+    def paint(noise: Tensor) -> Tensor:
+        noise[3, 0, 2, 2] = value
+        return noise
+
+    return paint
+
+
+@pytest.mark.parametrize(
+    ("paint", "failure"),
+    [
+        (lambda noise: noise, None),
+        (lambda noise: noise * 0.1, None),
+        (with_one(float("nan")), "NaN"),
+        (with_one(float("inf")), "NaN or infinite"),
+        (torch.zeros_like, "the same"),
+        (lambda noise: noise[:1].expand_as(noise), "the same"),
+        (lambda noise: noise * 1e-3, "the same"),
+    ],
+)
+def test_broken_and_constant_generators_are_found(
+    context: Context, paint: Callable[[Tensor], Tensor], failure: str | None
+) -> None:
+    found = defect(source_of(paint), context)
+    assert (found is None) == (failure is None)
+    assert failure is None or failure in str(found)
+
+
+def test_the_highest_cas_wins_and_ties_go_to_the_lower_loss() -> None:
+    scores = [
+        Score(failure="broken"),
+        Score(cas=0.7, loss=0.1, auroc=1.0),
+        Score(cas=0.8, loss=0.5, auroc=0.5),
+        Score(cas=0.8, loss=0.4, auroc=0.5),
+        Score(cas=0.8, loss=0.4, auroc=0.9),
+        Score(failure="broken"),
+    ]
+    assert best_of(scores, Path("candidates")) == 3
+
+
+def test_all_failures_are_an_error_that_tells_them() -> None:
+    scores = [Score(failure="NaN"), Score(failure="flat"), Score(failure="NaN")]
+    with pytest.raises(RunError) as caught:
+        best_of(scores, Path("candidates"))
+    assert caught.value.got == "NaN; flat"
+    assert "--redo generator" in str(caught.value.next_step)
+
+
+def test_the_cheap_student_is_shorter_and_sees_one_smaller_set() -> None:
+    student = StudentConfig(
+        training=ClassifierTraining(images_seen=1000),
+        synthesis=SynthesisConfig(set_size=2.0, period=3),
+        hard_weight=0.3,
+    )
+    short = cheap(student, SelectionConfig(training_share=0.25, set_share=0.5))
+    assert (short.training.images_seen, short.training.snapshots) == (250, 3)
+    assert (short.synthesis.set_size, short.synthesis.period) == (1.0, 0)
+    assert short.hard_weight == 0.3
+
+
+@pytest.fixture
+def lesson(make_set: Callable[..., ImageSet]) -> Callable[..., Lesson]:
+    def make(paint: Callable[[Tensor], Tensor]) -> Lesson:
+        student = StudentConfig(
+            classifier=resnet.Config(width=8, blocks=1),
+            training=ClassifierTraining(images_seen=24, batch_size=8, augment=(), snapshots=1),
+            synthesis=SynthesisConfig(period=0),
+        )
+        teacher = Teacher(Teacher0(), 1.0)
+        return Lesson(student, source_of(paint), teacher, num_train=16, val=make_set(20), name="t")
+
+    return make
+
+
+def test_a_score_is_measured_once_and_then_read(
+    lesson: Callable[..., Lesson], context: Context, tmp_path: Path
+) -> None:
+    first = score(lesson(lambda noise: noise), {"part": "a"}, tmp_path / "part", context)
+    assert first.failure is None
+    assert first.cas is not None
+    assert 0 <= first.cas <= 1
+    assert first.images_per_second is not None
+    assert first.images_per_second > 0
+    again = lesson(lambda noise: noise)
+    assert score(again, {"part": "a"}, tmp_path / "part", context) == first
+    assert again.source.generator.calls == 0
+
+
+def test_no_student_is_trained_on_a_broken_generator(
+    lesson: Callable[..., Lesson], context: Context, tmp_path: Path
+) -> None:
+    result = score(lesson(torch.zeros_like), {"part": "a"}, tmp_path / "part", context)
+    assert result == Score(failure="all images are the same")
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {"done.json", "score.json"}
