@@ -108,7 +108,7 @@ def status(run: RunPath) -> None:
     from knowledge_recycling.pipeline import STAGE_NAMES
     from knowledge_recycling.status import status_table
 
-    console.print(status_table(run, ("data", *STAGE_NAMES)))
+    console.print(status_table(run, STAGE_NAMES))
 
 
 @app.command()
@@ -159,3 +159,7 @@ def show_warning(message: Warning | str, category: type[Warning], *_: object) ->
     """Shows the warnings meant for users as a line, and leaves out those of libraries."""
     if category is UserWarning:
         errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, TypeVar
 
 import torch
+from joblib import cpu_count
 from lightning_fabric import Fabric
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from knowledge_recycling.config import Config
+from knowledge_recycling.errors import RecipeError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -18,7 +19,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class ComputeConfig(Config):
     """Where and how to compute."""
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
@@ -27,8 +28,20 @@ class ComputeConfig(Config):
 
 
 def make_fabric(config: ComputeConfig) -> Fabric:
-    """Returns the fabric that every training loop and objective of a run uses."""
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    """Returns the fabric that every training loop and objective of a run uses.
+
+    Raises:
+        RecipeError: A GPU is asked for and there is none.
+    """
+    torch.set_num_threads(config.threads or cpu_count())
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "there is no GPU that torch can use",
+            where="compute.accelerator",
+            expected="a CUDA device",
+            got="none",
+            next_step='leave the key out, or set it to "auto" or "cpu"',
+        )
     on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_recycling import stages
-from knowledge_recycling.artefacts import DATA, Run
+from knowledge_recycling.artefacts import (
+    DATA,
+    Run,
+    known_knobs,
+    new_classifier,
+    new_generator,
+)
 from knowledge_recycling.compute import make_fabric
 from knowledge_recycling.config import Facts, did_you_mean
 from knowledge_recycling.context import Context
@@ -18,9 +24,10 @@ from knowledge_recycling.data.augment import measured_symmetries
 from knowledge_recycling.data.images import Splits
 from knowledge_recycling.data.inspection import inspect
 from knowledge_recycling.data.splits import load_splits
-from knowledge_recycling.errors import RunError
+from knowledge_recycling.errors import RecipeError, RunError
 from knowledge_recycling.progress import Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.recycling.tuning import chosen_space
 from knowledge_recycling.reporting.report import write_report
 from knowledge_recycling.reporting.result import Result, read_result
 from knowledge_recycling.rundir import Fingerprint, flattened, locked, output_digest, perform
@@ -77,9 +84,11 @@ STAGES = (
         ("train", "val", "test"),
     ),
 )
-"""Only `evaluation` looks at the test split."""
+"""After `data`, which describes all splits, only `evaluation` looks at the test split."""
 
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+DATA_STAGE = "data"
+
+STAGE_NAMES = (DATA_STAGE, *(stage.name for stage in STAGES))
 
 
 def run(
@@ -116,6 +125,8 @@ def run(
         if redo is not None:
             forget(out, redo)
         prepared = prepare(recipe, splits, out, reporter or SilentReporter())
+        if until == DATA_STAGE:
+            return None
         for stage in STAGES:
             prepared.context.reporter.stage(stage.name)
             perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
@@ -135,14 +146,41 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     fabric = make_fabric(recipe.compute)
     digests = {name: part.digest() for name, part in vars(splits).items()}
     settings = flattened("data", recipe.data.model_dump(mode="json"))
-    perform(out / "data", settings | flattened("digest", digests), partial(describe, splits))
-    seen = read_json(out / "data" / DATA)
+    perform(out / DATA_STAGE, settings | flattened("digest", digests), partial(describe, splits))
+    seen = read_json(out / DATA_STAGE / DATA)
     for warning in seen["warnings"]:
         reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
+    prepared = Run(out, completed, splits, Context(fabric, recipe.seed, reporter))
+    check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
-    return Run(out, completed, splits, Context(fabric, recipe.seed, reporter))
+    return prepared
+
+
+def check_before_training(run: Run) -> None:
+    """Finds now what would otherwise stop the run after hours of training.
+
+    Raises:
+        RecipeError: A network cannot be built, a knob is unknown, or a batch exceeds the set.
+    """
+    new_classifier(run, "teacher")
+    new_classifier(run, "student")
+    new_generator(run)
+    chosen_space(run.recipe.tuning, known_knobs(run.recipe))
+    sizes = {
+        "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
+        "generator_training.batch_size": run.recipe.generator_training.batch_size,
+    }
+    for key, size in sizes.items():
+        if size > len(run.members):
+            raise RecipeError(
+                "there are fewer training images than a batch has",
+                where=key,
+                expected=f"at most {len(run.members)}",
+                got=size,
+                next_step="leave the key out, or add images",
+            )
 
 
 def describe(splits: Splits, folder: Path) -> None:

@@ -20,7 +20,7 @@ from knowledge_recycling.recycling.distillation import StudentConfig
 from knowledge_recycling.recycling.scoring import SelectionConfig
 from knowledge_recycling.recycling.tuning import TuningConfig
 from knowledge_recycling.rundir import flattened
-from knowledge_recycling.training.classifier import ClassifierTraining
+from knowledge_recycling.training.classifier import TeacherTraining
 from knowledge_recycling.training.generator import GeneratorTraining
 
 
@@ -31,7 +31,7 @@ class TeacherConfig(Config):
         PluginConfig, *plugin("models.classifiers", "teacher.classifier", "resnet")
     ] = Field(default_factory=dict, validate_default=True)
     """The network."""
-    training: ClassifierTraining = ClassifierTraining()
+    training: TeacherTraining = TeacherTraining()
     """Its training."""
 
 

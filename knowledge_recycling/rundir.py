@@ -156,6 +156,8 @@ def _check_fingerprint(folder: Path, recorded: Fingerprint, wanted: Fingerprint)
 
 
 def _redo(folder: Path) -> str:
+    if (folder.parent / BEGUN).exists() or (folder.parent / DONE).exists():  # a part of a stage
+        folder = folder.parent
     return f"redo it and all that depends on it: kr run RECIPE --redo {folder.name}"
 
 

@@ -62,7 +62,7 @@ def train_teacher(run: Run, folder: Path) -> None:
         targets=hard_targets(members.num_classes, config.label_smoothing),
         batches=Shuffled(
             members,
-            min(config.batch_size, len(members)),
+            config.batch_size,
             seed=run.context.seed,
             name="teacher",
             balance=balance,
@@ -89,7 +89,7 @@ def train_generator(run: Run, folder: Path) -> None:
     objective = module.Objective(generator, run.recipe.generator, context.fabric)
     batches = Shuffled(
         members,
-        min(config.batch_size, len(members)),
+        config.batch_size,
         seed=context.seed,
         name="generator",
         balance=config.balance,

@@ -200,6 +200,14 @@ def _check_part(part: ImageSet, where: str) -> None:
             got=f"{len(images)} images, {num_images} labels",
             next_step="add images, or remove the split so that it is made from train",
         )
+    if len(np.unique(part.labels)) < 2:
+        raise DataError(
+            "the split has images of one class only",
+            where=where,
+            expected="images of at least two classes",
+            got=part.class_names[part.labels[0]] if 0 <= part.labels[0] < part.num_classes else "?",
+            next_step="add images of other classes, or remove the split so that it is made",
+        )
     if part.labels.min() < 0 or part.labels.max() >= part.num_classes:
         raise DataError(
             "a label has no class name",

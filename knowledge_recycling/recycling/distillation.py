@@ -123,12 +123,13 @@ def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
     Writes `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
     """
     config, val = lesson.config, lesson.val
-    training = config.training
     size = config.num_images(lesson.num_train)
+    batch_size = min(config.training.batch_size, size)
+    training = config.training.model_copy(update={"batch_size": batch_size})
     stream = RegeneratingStream(
         lesson.source,
         size=size,
-        batch_size=min(training.batch_size, size),
+        batch_size=batch_size,
         period=config.synthesis.period,
         name=lesson.name,
         folder=folder / SCRATCH,

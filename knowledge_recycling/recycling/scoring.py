@@ -19,7 +19,7 @@ from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, di
 from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
-from knowledge_recycling.training.classifier import merit
+from knowledge_recycling.training.classifier import DivergedError, merit
 
 SCORE = "score.json"
 PROBE_SIZE = 64
@@ -78,7 +78,10 @@ def _measure(lesson: Lesson, folder: Path, context: Context) -> Score:
     failure = defect(lesson.source, context)
     if failure is not None:
         return Score(failure=failure)
-    best = max(distil(lesson, folder, context), key=merit)
+    try:
+        best = max(distil(lesson, folder, context), key=merit)
+    except DivergedError as error:
+        return Score(failure=error.what)
     tally = lesson.source.tally
     return Score(
         cas=best["val_accuracy"],

@@ -44,7 +44,7 @@ def chosen_space(config: TuningConfig, known: Space) -> Space:
     """Returns the knobs to tune.
 
     Raises:
-        RecipeError: A name is not among the `known` knobs.
+        RecipeError: A name is not among the `known` knobs, or has choices and is not tuned.
     """
     for name in (*config.knobs, *config.choices):
         if name not in known:
@@ -55,6 +55,15 @@ def chosen_space(config: TuningConfig, known: Space) -> Space:
                 got=name,
                 next_step=did_you_mean(name, known),
             )
+    untuned = sorted(set(config.choices) - set(config.knobs))
+    if untuned:
+        raise RecipeError(
+            f"choices are given for '{untuned[0]}', which is not tuned",
+            where="tuning.choices",
+            expected=f"some of tuning.knobs: {', '.join(config.knobs)}",
+            got=untuned[0],
+            next_step="add it to tuning.knobs, or remove its choices",
+        )
     return {name: _with_choices(known[name], config.choices.get(name)) for name in config.knobs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,13 @@ class Shuffled:
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Returns the number of whole batches in an epoch, at least 1."""
     return max(1, size // batch_size)
+
+
+def derived_batch_size(num_images: int, *, largest: int) -> int:
+    """Returns the power of two near a sixteenth of the set, 32 to `largest`, not above the set."""
+    power = round(math.log2(num_images / 16)) if num_images > 16 else 0
+    wanted = min(largest, max(32, 2**power))
+    return min(wanted, 2 ** int(math.log2(num_images)))
 
 
 def class_weights(image_set: ImageSet) -> npt.NDArray[np.float64]:

@@ -26,12 +26,16 @@ from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.averaging import power_average
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance
+from knowledge_recycling.training.batches import Balance, derived_batch_size
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
 
 WEIGHTS = "weights.safetensors"
+
+USELESS = {"val_accuracy": 0.0, "val_auroc": 0.0, "val_loss": float(np.finfo(np.float32).max)}
+"""Measures of a classifier whose logits are not numbers: worse than all others."""
 
 Targets = Callable[[Tensor, Tensor], Tensor]
 """Augmented images [N,C,H,W] and labels [N] to the probabilities [N,K] to be learnt."""
@@ -50,10 +54,6 @@ class ClassifierTraining(Config):
     """Weight decay of SGD, not applied to biases and normalisation."""
     augment: tuple[AugmentationName, ...] = DERIVED
     """Augmentations by name; unset: shift, cutout and the flips measured to keep the class."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of each label's probability that is spread over all classes."""
-    balance: Balance = "none"
-    """Answer to unequal classes: `none`, `loss` (weights) or `sampling` (equal draws)."""
     snapshots: PositiveInt = 12
     """How often the averaged classifier is validated; the best one is kept."""
     patience: PositiveInt | None = None
@@ -61,12 +61,20 @@ class ClassifierTraining(Config):
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""
-        power = round(math.log2(max(1, facts.num_train) / 16))
         return {
             "images_seen": round(1800 * math.sqrt(facts.num_train)),
-            "batch_size": 2 ** min(7, max(5, power)),
+            "batch_size": derived_batch_size(facts.num_train, largest=128),
             "augment": ("shift", "cutout", *facts.symmetries),
         }
+
+
+class TeacherTraining(ClassifierTraining):
+    """How the teacher is trained: its labels are given, so they may be smoothed and weighted."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label's probability that is spread over all classes."""
+    balance: Balance = "none"
+    """Answer to unequal classes: `none`, `loss` (weights) or `sampling` (equal draws)."""
 
 
 class ClassifierObjective:
@@ -176,7 +184,7 @@ def validate(classifier: nn.Module, val: ImageSet, fabric: Fabric) -> Record:
     """Returns `val_accuracy`, `val_auroc` (macro, one against rest) and `val_loss` (nats)."""
     logits = predict_logits(classifier, val, fabric)
     if not np.isfinite(logits).all():
-        return {"val_accuracy": 0.0, "val_auroc": 0.0, "val_loss": float(np.finfo(np.float32).max)}
+        return dict(USELESS)
     log_probabilities = log_softmax(logits, axis=1)
     return {
         "val_accuracy": float(np.mean(logits.argmax(axis=1) == val.labels)),
@@ -225,6 +233,10 @@ def out_of_patience(patience: int | None) -> Callable[[Sequence[Record]], bool]:
     return reached
 
 
+class DivergedError(RunError):
+    """A classifier gives no numbers in any snapshot of its training."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """All that the training of a classifier depends on, besides its initial weights."""
@@ -267,4 +279,12 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
     )
     snapshot = KeepBest(fit.val, fabric, folder / WEIGHTS)
     with context.reporter.task(fit.name, config.images_seen) as advance:
-        return train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)
+        records = train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)
+    if max(map(merit, records)) == merit(USELESS):
+        raise DivergedError(
+            f"the training of the {fit.name} diverged",
+            where=folder,
+            got="logits with NaN or infinite values in every snapshot",
+            next_step="lower its training.learning_rate",
+        )
+    return records

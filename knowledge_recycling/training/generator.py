@@ -14,7 +14,7 @@ from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance
+from knowledge_recycling.training.batches import Balance, derived_batch_size
 from knowledge_recycling.training.loop import Batches, Record
 
 
@@ -38,7 +38,7 @@ class GeneratorTraining(Config):
         """Derives length, batch size and flips from the set."""
         return {
             "images_seen": round(1500 * math.sqrt(facts.num_train)),
-            "batch_size": 64 if facts.num_train >= 1024 else 32,
+            "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }
 

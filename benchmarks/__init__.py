@@ -1,0 +1,1 @@
+"""Measurements that stand in docs/results.md; commands, never timed tests."""
