@@ -13,7 +13,7 @@ demo: $(STAMP)run  ## The whole pipeline on scikit-learn's digits, in a few minu
 test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in all.
 	$(BIN)/pytest -q
 
-test-slow: $(STAMP)dev  ## The tests that take longer.
+test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
 	$(BIN)/pytest -q -m slow
 
 check: test test-slow
@@ -34,6 +34,10 @@ $(STAMP)run: pyproject.toml | $(BIN)/python
 
 $(STAMP)dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev,medmnist]'
+	touch $@
+
+$(STAMP)slow: $(STAMP)dev
+	$(BIN)/pip install --quiet --editable '.[dev,medmnist,browser]'
 	touch $@
 
 clean:

@@ -57,7 +57,7 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
     if plain:
         title = f"[{prefix.rstrip('.')}]" if prefix else "top level"
         yield from (f"## `{title}`", "", _one_line(model.__doc__), "", *_rows(plain), "")
-    for name in own.keys() - plain.keys():
+    for name in (each for each in own if each not in plain):
         family = FAMILIES[f"{prefix}{name}"]
         yield from (f"## `[{prefix}{name}]`", "", f"See kinds of `{family}` below.", "")
     for name, field in model.model_fields.items():

@@ -77,9 +77,7 @@ def load_teacher(run: Run) -> Teacher:
     """Returns the trained teacher, frozen, with its calibration temperature."""
     classifier = new_classifier(run, "teacher")
     read_weights(run.folder / "teacher" / WEIGHTS, classifier)
-    return Teacher(
-        frozen(classifier), read_json(run.folder / "teacher/teacher.json")["temperature"]
-    )
+    return Teacher(classifier, read_json(run.folder / "teacher/teacher.json")["temperature"])
 
 
 def load_student(run: Run) -> Classifier:
@@ -135,7 +133,7 @@ def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> So
         class_names=run.members.class_names,
         prior=class_prior(run.members, synthesis.prior),
         filter=synthesis.filter,
-        teacher=teacher.classifier,
+        teacher=teacher,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, TypeVar
 
 import torch
-from joblib import cpu_count
 from lightning_fabric import Fabric
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ class ComputeConfig(Config):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
     threads: PositiveInt | None = None
-    """CPU threads of torch; unset: one per core this process may use."""
+    """CPU threads of torch; unset: as torch chooses, one per core."""
 
 
 def make_fabric(config: ComputeConfig) -> Fabric:
@@ -33,7 +32,8 @@ def make_fabric(config: ComputeConfig) -> Fabric:
     Raises:
         RecipeError: A GPU is asked for and there is none.
     """
-    torch.set_num_threads(config.threads or cpu_count())
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise RecipeError(
             "there is no GPU that torch can use",

@@ -89,7 +89,7 @@ def unreadable(path: Path, error: Exception) -> RunError:
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Writes named arrays as a compressed npz file."""
     with written_beside(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, **dict(arrays))
+        np.savez_compressed(file, allow_pickle=False, **dict(arrays))
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -20,9 +20,9 @@ def build_classifier(
     config: PluginConfig, shape: Shape, num_classes: int, *, fabric: Fabric, seed: int, name: str
 ) -> Classifier:
     """Returns a classifier of images of `shape` (C,H,W), its weights a function of (seed, name)."""
+    build = kind_module("models.classifiers", config.kind).Classifier
     with _initial_weights(seed, name):
-        module = kind_module("models.classifiers", config.kind)
-        classifier: Classifier = module.Classifier(config, shape, num_classes)
+        classifier: Classifier = build(config, shape, num_classes)
     return place(classifier, fabric)
 
 
@@ -30,9 +30,9 @@ def build_generator(
     config: PluginConfig, shape: Shape, num_classes: int, *, fabric: Fabric, seed: int, name: str
 ) -> Generator:
     """Returns a generator of images of `shape` (C,H,W), its weights a function of (seed, name)."""
+    build = kind_module("models.generators", config.kind).Generator
     with _initial_weights(seed, name):
-        module = kind_module("models.generators", config.kind)
-        generator: Generator = module.Generator(config, shape, num_classes)
+        generator: Generator = build(config, shape, num_classes)
     return place(generator, fabric)
 
 

@@ -15,13 +15,13 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
-from knowledge_recycling.models.build import build_classifier
+from knowledge_recycling.models.build import build_classifier, frozen
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
@@ -75,28 +75,33 @@ def with_knobs(config: StudentConfig, knobs: Knobs) -> StudentConfig:
     return config.model_copy(update={name: knobs[name] for name in KNOBS if name in knobs})
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(nn.Module):
     """A frozen classifier and the temperature that calibrates it on validation."""
 
-    classifier: Classifier
-    temperature: float
+    def __init__(self, classifier: Classifier, temperature: float) -> None:
+        super().__init__()
+        self.classifier = frozen(classifier)
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns calibrated logits [N,K] of images [N,C,H,W] in [-1, 1]."""
+        logits: Tensor = self.classifier(images)
+        return logits.float() / self.temperature
 
 
 def soft_targets(teacher: Teacher, config: StudentConfig, num_classes: int) -> Targets:
     """Returns targets mixed from the teacher's soft labels and the hard labels.
 
-    (1 - w) softmax(z / (T_calibration T)) + w onehot(y), z the teacher's logits of the augmented
-    batch, w the hard weight, T the temperature.
+    (1 - w) softmax(z / T) + w onehot(y), z the teacher's calibrated logits of the augmented batch,
+    w the hard weight, T the temperature.
     """
     hard = hard_targets(num_classes)
-    temperature = teacher.temperature * config.temperature
 
     @torch.no_grad()
     def targets(images: Tensor, labels: Tensor) -> Tensor:
         if config.hard_weight == 1.0:
             return hard(images, labels)
-        soft = functional.softmax(teacher.classifier(images).float() / temperature, dim=1)
+        soft = functional.softmax(teacher(images) / config.temperature, dim=1)
         return torch.lerp(soft, hard(images, labels), config.hard_weight)
 
     return targets
