@@ -1,4 +1,4 @@
-"""Devices, precision and processes through lightning-fabric; the loops stay visible."""
+"""Devices and precision through lightning-fabric; the loops stay visible."""
 
 from __future__ import annotations
 
@@ -63,25 +63,12 @@ def place(module: ModuleT, fabric: Fabric) -> ModuleT:
 
 
 def descend(
-    fabric: Fabric, loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float | None = None
+    loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float | None = None
 ) -> None:
-    """Takes one optimiser step down the gradient of `loss`, averaged over processes."""
+    """Takes one optimiser step down the gradient of `loss`, its norm clipped to `max_norm`."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if fabric.world_size > 1:
-        average_gradients(fabric, parameters)
     if max_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
-
-
-def average_gradients(fabric: Fabric, parameters: list[nn.Parameter]) -> None:
-    """Replaces each gradient by its mean over processes, as one flat message."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    mean = fabric.all_reduce(flat, reduce_op="mean")
-    assert isinstance(mean, Tensor)
-    parts = torch.split(mean, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -114,7 +114,7 @@ class ClassifierObjective:
         if self.class_weight is not None:
             loss = loss * self.class_weight[labels]
         self._set_learning_rate()
-        descend(self.fabric, loss.mean(), self.optimizer)
+        descend(loss.mean(), self.optimizer)
         self.average.update_parameters(self.classifier)
         self.steps += 1
         return {"loss": loss.detach().mean()}

@@ -269,7 +269,7 @@ def test_class_weights_reach_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("num_train", "batch_size"), [(10, 32), (500, 32), (1024, 64), (4708, 128), (100_000, 128)]
+    ("num_train", "batch_size"), [(10, 8), (500, 32), (1024, 64), (4708, 128), (100_000, 128)]
 )
 def test_derived_lengths_and_batches(
     make_facts: Callable[..., Facts], num_train: int, batch_size: int

@@ -139,7 +139,7 @@ class Objective:
         warm = min(1.0, self.steps / self.config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warm
-        descend(self.fabric, loss, self.optimizer, max_norm=1.0)
+        descend(loss, self.optimizer, max_norm=1.0)
         self.average.update_parameters(self.generator)
         return {"loss": loss.detach()}
 
