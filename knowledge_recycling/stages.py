@@ -34,7 +34,7 @@ from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil
-from knowledge_recycling.recycling.scoring import Score, best_of, cheap, score
+from knowledge_recycling.recycling.scoring import Score, best_of, cheap, read_score, score
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
 from knowledge_recycling.recycling.tuning import chosen_space, tune
 from knowledge_recycling.rundir import SCRATCH, flattened
@@ -133,6 +133,8 @@ def tune_knobs(run: Run, folder: Path) -> None:
     candidate = chosen_candidate(run)
 
     def try_knobs(number: int, knobs: Knobs) -> Score:
+        if number == 0:  # the defaults: Checkpoint Optimisation has scored them
+            return read_score(run.folder / "candidates" / candidate.stem)
         part = {"part": number, **flattened("knobs", dict(knobs))}
         lesson = cheap_lesson(run, candidate, knobs)
         return score(lesson, part, folder / f"trial-{number:03d}", run.context)

@@ -32,7 +32,7 @@ TAIL = """
 # prior = "balanced"         # or "real"
 
 # [tuning]
-# trials = 5                 # 0 keeps the default knobs
+# trials = 4                 # 0 keeps the default knobs
 """
 
 

@@ -29,9 +29,9 @@ PROBE_SIZE = 64
 class SelectionConfig(Config):
     """The cheap students that score candidates and knob settings."""
 
-    training_share: float = Field(0.12, gt=0, le=1)
+    training_share: float = Field(0.1, gt=0, le=1)
     """Length of their training, as a share of the final student's."""
-    set_share: float = Field(0.4, gt=0, le=1)
+    set_share: float = Field(0.3, gt=0, le=1)
     """Size of their one fixed synthetic set, as a share of the final student's."""
 
 
@@ -71,6 +71,11 @@ def score(lesson: Lesson, fingerprint: Fingerprint, folder: Path, context: Conte
         write_json(folder / SCORE, asdict(_measure(lesson, folder, context)))
 
     perform(folder, fingerprint, work)
+    return read_score(folder)
+
+
+def read_score(folder: Path) -> Score:
+    """Returns the score that the finished part in `folder` holds."""
     return Score(**read_json(folder / SCORE))
 
 

@@ -22,7 +22,7 @@ Space = Mapping[str, Knob]
 class TuningConfig(Config):
     """Which knobs are tuned and how long."""
 
-    trials: NonNegativeInt = 5
+    trials: NonNegativeInt = 4
     """Settings tried at most, the defaults first; 0 or 1 keeps the defaults."""
     sampler: Literal["tpe", "grid"] = "tpe"
     """`tpe` (of Optuna) learns from earlier trials, `grid` visits the combinations in order."""

@@ -45,7 +45,7 @@ class ClassifierTraining(Config):
     """How a classifier is trained."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 1800 times the square root of the number of real images."""
+    """Length of training; unset: 1500 times the square root of the number of real images."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 128 for large ones."""
     learning_rate: float = Field(0.1, gt=0)
@@ -62,7 +62,7 @@ class ClassifierTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""
         return {
-            "images_seen": round(1800 * math.sqrt(facts.num_train)),
+            "images_seen": round(1500 * math.sqrt(facts.num_train)),
             "batch_size": derived_batch_size(facts.num_train, largest=128),
             "augment": ("shift", "cutout", *facts.symmetries),
         }

@@ -22,22 +22,22 @@ class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 1500 times the square root of the number of real images."""
+    """Length of training; unset: 1100 times the square root of the number of real images."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
     """Augmentations it may learn to draw; unset: the flips measured to keep the class."""
     balance: Balance = "none"
     """`sampling` shows the generator all classes equally often; `loss` has no effect here."""
-    candidates: PositiveInt = 4
+    candidates: PositiveInt = 3
     """Candidates saved along training, evenly spaced from `first_candidate` to the end."""
-    first_candidate: float = Field(0.4, gt=0, le=1)
+    first_candidate: float = Field(0.5, gt=0, le=1)
     """Share of training after which the first candidate is saved."""
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
         return {
-            "images_seen": round(1500 * math.sqrt(facts.num_train)),
+            "images_seen": round(1100 * math.sqrt(facts.num_train)),
             "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }

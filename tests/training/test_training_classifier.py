@@ -277,7 +277,7 @@ def test_derived_lengths_and_batches(
     facts = make_facts(num_train=num_train, symmetries=("hflip",))
     config = ClassifierTraining().completed(facts)
     assert config.batch_size == batch_size
-    assert config.images_seen == round(1800 * math.sqrt(num_train))
+    assert config.images_seen == round(1500 * math.sqrt(num_train))
     assert config.augment == ("shift", "cutout", "hflip")
 
 
