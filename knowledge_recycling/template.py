@@ -14,11 +14,11 @@ from knowledge_recycling.storage import write_text
 HEAD = """# A run of knowledge_recycling. Keys left out have defaults that suit the set.
 # kr check {name}       shows the set
 # kr run {name}         runs everything; the same command goes on after a stop
+
+# seed = 0
 """
 
 TAIL = """
-# seed = 0
-
 # [teacher.classifier]
 # kind = "resnet"            # or "timm", with name = "resnet18"
 # width = 16

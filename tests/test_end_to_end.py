@@ -21,6 +21,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 import knowledge_recycling as kr
+from knowledge_recycling.template import write_recipe as write_recipe_template
 
 ROOT = Path(__file__).parents[1]
 KR = [sys.executable, "-m", "knowledge_recycling.cli"]
@@ -247,6 +248,20 @@ def test_new_check_and_status(finished: tuple[Path, Path, Kr], tmp_path: Path) -
     assert "8x8" in shown
     status = kr_command("status", run).stdout
     assert status.count("done") == 7
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder", "npz", "medmnist"])
+def test_every_line_of_a_new_recipe_may_be_uncommented(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    write_recipe_template(path, kind)
+    lines = path.read_text().splitlines()
+    settings = [line.removeprefix("# ") for line in lines if re.match(r"# (\w+ = [^.]|\[)", line)]
+    assert "seed = 0" in settings
+    kept = [line for line in lines if line and not line.startswith("#")]
+    (tmp_path / "all.toml").write_text("\n".join([settings[0], *kept, *settings[1:]]))
+    recipe = kr.Recipe.load(tmp_path / "all.toml")
+    assert recipe.data.kind == kind
+    assert recipe.tuning.trials == 4
 
 
 def test_the_session_of_the_readme_runs(
