@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from knowledge_recycling.artefacts import (
     Run,
@@ -170,34 +171,35 @@ def distil_student(run: Run, folder: Path) -> None:
 
 def evaluate(run: Run, folder: Path) -> None:
     """Opens the test split, once: utility of teacher and student, their gap, and quality."""
-    test, context = run.splits.test, run.context
-    teacher, student = load_teacher(run), load_student(run)
+    teacher = load_teacher(run)
+    classifiers: dict[str, nn.Module] = {"teacher": teacher, "student": load_student(run)}
+    splits = {"test": run.splits.test, "val": run.val}
     chances = {
-        "teacher": probabilities(run, teacher.classifier, test, teacher.temperature),
-        "student": probabilities(run, student, test),
-    }
-    on_val = {
-        "teacher": probabilities(run, teacher.classifier, run.val, teacher.temperature),
-        "student": probabilities(run, student, run.val),
+        who: {split: probabilities(run, classifier, images) for split, images in splits.items()}
+        for who, classifier in classifiers.items()
     }
     resamples = run.recipe.evaluation.resamples
 
     def random(name: str) -> np.random.Generator:
-        return numpy_rng(context.seed, "evaluation", name)
+        return numpy_rng(run.context.seed, "evaluation", name)
 
     utility = {
         who: {
-            "test": asdict(measure_utility(chances[who], test.labels, random(who), resamples)),
-            "val": asdict(measure_utility(on_val[who], run.val.labels, random(who), resamples)),
+            split: asdict(measure_utility(each, splits[split].labels, random(who), resamples))
+            for split, each in by_split.items()
         }
-        for who in ("teacher", "student")
+        for who, by_split in chances.items()
     }
-    gap = measure_gap(chances["teacher"], chances["student"], test.labels, random("gap"), resamples)
-    write_arrays(
-        folder / "predictions.npz",
-        {"labels": test.labels, **chances} | {f"val_{who}": on_val[who] for who in on_val},
+    on_test = {who: by_split["test"] for who, by_split in chances.items()}
+    gap = measure_gap(
+        on_test["teacher"], on_test["student"], splits["test"].labels, random("gap"), resamples
     )
     write_json(folder / "evaluation.json", {**utility, "gap": asdict(gap)})
+    write_arrays(
+        folder / "predictions.npz",
+        {f"{split}_labels": images.labels for split, images in splits.items()}
+        | {f"{split}_{who}": chances[who][split] for who in chances for split in splits},
+    )
     look_at_images(run, teacher, folder)
 
 
@@ -234,11 +236,9 @@ def grid(image_set: ImageSet, per_class: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def probabilities(
-    run: Run, classifier: Classifier, image_set: ImageSet, temperature: float = 1.0
-) -> npt.NDArray[np.float64]:
+def probabilities(run: Run, classifier: nn.Module, image_set: ImageSet) -> npt.NDArray[np.float64]:
     """Returns the class probabilities [N,K] of a set."""
-    return softmax(predict_logits(classifier, image_set, run.context.fabric), temperature)
+    return softmax(predict_logits(classifier, image_set, run.context.fabric))
 
 
 @torch.inference_mode()

@@ -124,7 +124,9 @@ def test_one_command_gives_student_gap_and_report(finished: tuple[Path, Path, Kr
     result = kr.read_result(run)
     predictions = np.load(run / "evaluation/predictions.npz")
     for who in ("teacher", "student"):
-        accuracy = accuracy_score(predictions["labels"], predictions[who].argmax(axis=1))
+        accuracy = accuracy_score(
+            predictions["test_labels"], predictions[f"test_{who}"].argmax(axis=1)
+        )
         assert getattr(result, who).test.accuracy.value == pytest.approx(accuracy)
     student, teacher = result.student.test.accuracy.value, result.teacher.test.accuracy.value
     assert student is not None
