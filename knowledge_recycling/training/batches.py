@@ -65,8 +65,8 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 def derived_batch_size(num_images: int, *, largest: int) -> int:
     """Returns the power of two near a sixteenth of the set, 32 to `largest`, not above the set."""
     power = round(math.log2(num_images / 16)) if num_images > 16 else 0
-    wanted = min(largest, max(32, 2**power))
-    return min(wanted, 2 ** int(math.log2(num_images)))
+    wanted = min(largest, max(32, 1 << power))
+    return min(wanted, 1 << int(math.log2(num_images)))
 
 
 def class_weights(image_set: ImageSet) -> npt.NDArray[np.float64]:
