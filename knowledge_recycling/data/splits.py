@@ -180,6 +180,8 @@ def _check(found: FoundSplits, source: str) -> None:
             got=f"no image of {', '.join(absent)}",
             next_step="add images of the class to train, or remove it from the other splits",
         )
+    for name, part in found.items():
+        _check_varied(part, f"split '{name}' of source '{source}'")
 
 
 def _check_part(part: ImageSet, where: str) -> None:
@@ -200,14 +202,6 @@ def _check_part(part: ImageSet, where: str) -> None:
             got=f"{len(images)} images, {num_images} labels",
             next_step="add images, or remove the split so that it is made from train",
         )
-    if len(np.unique(part.labels)) < 2:
-        raise DataError(
-            "the split has images of one class only",
-            where=where,
-            expected="images of at least two classes",
-            got=part.class_names[part.labels[0]] if 0 <= part.labels[0] < part.num_classes else "?",
-            next_step="add images of other classes, or remove the split so that it is made",
-        )
     if part.labels.min() < 0 or part.labels.max() >= part.num_classes:
         raise DataError(
             "a label has no class name",
@@ -215,6 +209,18 @@ def _check_part(part: ImageSet, where: str) -> None:
             expected=f"0 to {part.num_classes - 1}",
             got=f"{part.labels.min()} to {part.labels.max()}",
             next_step="correct the source",
+        )
+
+
+def _check_varied(part: ImageSet, where: str) -> None:
+    present = np.unique(part.labels)
+    if len(present) < 2:
+        raise DataError(
+            "the split has images of one class only",
+            where=where,
+            expected="images of at least two classes",
+            got=part.class_names[present[0]],
+            next_step="add images of other classes, or remove the split so that it is made",
         )
 
 

@@ -175,3 +175,11 @@ def test_groups_that_cannot_serve_every_class_are_refused():
     }
     with pytest.raises(DataError, match="no draw of whole groups"):
         complete(crossed, config())
+
+
+def test_a_given_split_of_one_class_is_refused():
+    train = make_set([0, 1] * 20)
+    one_class = replace(train.subset(np.arange(0, 40, 2)), class_names=train.class_names)
+    with pytest.raises(DataError, match="images of one class only") as caught:
+        complete({"train": train, "val": one_class}, config())
+    assert "split 'val'" in str(caught.value)
