@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,8 @@ class Run:
     folder: Path
     recipe: Recipe
     splits: Splits
+    digests: Mapping[str, str]
+    """SHA-256 of each split by name, computed once: a set may be large."""
     context: Context
 
     @property

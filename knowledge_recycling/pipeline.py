@@ -152,7 +152,7 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
         reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
-    prepared = Run(out, completed, splits, Context(fabric, recipe.seed, reporter))
+    prepared = Run(out, completed, splits, digests, Context(fabric, recipe.seed, reporter))
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
     return prepared
@@ -223,7 +223,7 @@ def fingerprint(stage: Stage, run: Run) -> Fingerprint:
     for name in stage.settings:
         parts |= flattened(name, settings[name])
     for name in stage.splits:
-        parts[f"digest.{name}"] = getattr(run.splits, name).digest()
+        parts[f"digest.{name}"] = run.digests[name]
     for name in stage.inputs:
         parts[f"output of {name}"] = output_digest(run.folder / name)
     return parts

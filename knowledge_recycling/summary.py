@@ -51,7 +51,7 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         "cost": cost(run, candidates),
         "changed_settings": changed_settings(given),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
-        "digests": {name: part.digest() for name, part in vars(run.splits).items()},
+        "digests": dict(run.digests),
     }
 
 
