@@ -25,7 +25,8 @@ class TuningConfig(Config):
     trials: NonNegativeInt = 4
     """Settings tried at most, the defaults first; 0 or 1 keeps the defaults."""
     sampler: Literal["tpe", "grid"] = "tpe"
-    """`tpe` (of Optuna) learns from earlier trials, `grid` visits the combinations in order."""
+    """`tpe` (of Optuna) first turns each knob once, then learns from earlier trials; `grid` visits
+    the combinations in order."""
     knobs: tuple[str, ...] = ("latent_std", "guidance", "hard_weight")
     """Names of the knobs that are turned; the others keep their defaults."""
     choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)
@@ -83,8 +84,7 @@ def tune(
     seed = named_seed(seed, "tuning") % 2**32
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=3)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    combinations = _combinations(space)
-    for planned in combinations if config.sampler == "grid" else combinations[:1]:
+    for planned in _combinations(space) if config.sampler == "grid" else _one_by_one(space):
         study.enqueue_trial(planned)
     trials: list[Trial] = []
     for number in range(max(1, config.trials)):
@@ -105,5 +105,20 @@ def _combinations(space: Space) -> list[dict[str, float]]:
     # the defaults first; Optuna's own grid can neither start with them nor be asked step by step
     values = itertools.product(*(knob.choices for knob in space.values()))
     combinations = [dict(zip(space, each, strict=True)) for each in values]
-    default = {name: knob.default for name, knob in space.items()}
-    return [default, *(each for each in combinations if each != default)]
+    return [_defaults(space), *(each for each in combinations if each != _defaults(space))]
+
+
+def _one_by_one(space: Space) -> list[dict[str, float]]:
+    # the defaults, then each knob alone turned to its next choice: few trials try them all
+    turned = [_defaults(space) | {name: _next_choice(knob)} for name, knob in space.items()]
+    return [_defaults(space), *turned]
+
+
+def _defaults(space: Space) -> dict[str, float]:
+    return {name: knob.default for name, knob in space.items()}
+
+
+def _next_choice(knob: Knob) -> float:
+    position = knob.choices.index(knob.default)
+    following = position + 1 if position + 1 < len(knob.choices) else position - 1
+    return knob.choices[max(following, 0)]

@@ -65,11 +65,27 @@ def test_the_defaults_come_first_and_no_setting_twice(sampler: str, trials: int)
 def test_a_replay_asks_for_the_same_trials(sampler: str) -> None:
     config = TuningConfig(trials=6, sampler=sampler)  # type: ignore[arg-type]
     first, second, other = Trials(), Trials(), Trials()
-    assert tune(config, SPACE, first, 3) == tune(config, SPACE, second, 3)
-    tune(config, SPACE, other, 4)
+    space = SPACE | {"c": Knob(1.0, (1.0, 2.0, 3.0, 4.0, 5.0))}
+    assert tune(config, space, first, 3) == tune(config, space, second, 3)
+    tune(config, space, other, 4)
     assert first.asked == second.asked
     if sampler == "tpe":
         assert other.asked != first.asked
+
+
+def test_tpe_first_turns_each_knob_alone() -> None:
+    found = tune(TuningConfig(trials=3), SPACE, Trials(), 0)
+    assert [trial.knobs for trial in found] == [
+        DEFAULTS,
+        {"a": 2.0, "b": 0.0},
+        {"a": 1.0, "b": 0.3},
+    ]
+
+
+def test_a_knob_at_its_last_choice_is_turned_down() -> None:
+    space = {"a": Knob(2.0, (0.5, 1.0, 2.0)), "only": Knob(1.0, (1.0,))}
+    found = tune(TuningConfig(trials=2), space, lambda number, knobs: Score(cas=0.5, loss=1.0), 0)
+    assert found[1].knobs == {"a": 1.0, "only": 1.0}
 
 
 def test_tpe_finds_the_best_of_a_small_space() -> None:
