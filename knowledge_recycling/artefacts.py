@@ -145,10 +145,12 @@ def lesson_of(
 ) -> Lesson:
     """Returns the lesson of a student of `config` on a candidate's images."""
     teacher = load_teacher(run)
+    balanced = run.recipe.teacher.training.balance != "none"
     return Lesson(
         config=with_knobs(config, knobs),
         source=load_source(run, teacher, candidate, knobs),
         teacher=teacher,
+        teacher_prior=class_prior(run.members, "balanced" if balanced else "real"),
         num_train=len(run.members),
         val=run.val,
         name=name,

@@ -121,7 +121,7 @@ def optimise_checkpoint(run: Run, folder: Path) -> None:
         score(cheap_lesson(run, path, {}), {"part": path.stem}, folder / path.stem, run.context)
         for path in candidates
     ]
-    best = best_of(scores, folder)
+    best = best_of(scores, favourite=len(scores) - 1, where=folder)
     table = [
         {"name": path.stem, "images_seen": images_of(path), "chosen": i == best, **asdict(each)}
         for i, (path, each) in enumerate(zip(candidates, scores, strict=True))
@@ -142,7 +142,7 @@ def tune_knobs(run: Run, folder: Path) -> None:
 
     space = chosen_space(run.recipe.tuning, known_knobs(run.recipe))
     trials = tune(run.recipe.tuning, space, try_knobs, run.context.seed)
-    best = best_of([trial.score for trial in trials], folder)
+    best = best_of([trial.score for trial in trials], favourite=0, where=folder)
     table = [
         {"trial": i, "knobs": trial.knobs, "chosen": i == best, **asdict(trial.score)}
         for i, trial in enumerate(trials)

@@ -74,9 +74,12 @@ def selection(
 
 
 def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:
-    """Returns the CAS of the chosen row minus that of `baseline`, in percentage points."""
+    """Returns the merit of the chosen row minus that of `baseline`, in percentage points."""
     best = next(row for row in table if row["chosen"])
-    return None if baseline["cas"] is None else 100 * (best["cas"] - baseline["cas"])
+    if baseline["cas"] is None:
+        return None
+    gains = [float(best[name] - baseline[name]) for name in ("cas", "robust_cas")]
+    return 100 * sum(gains) / len(gains)
 
 
 def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:

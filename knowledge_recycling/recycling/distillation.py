@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -52,6 +54,10 @@ class StudentConfig(Config):
     hard_weight: float = Field(0.0, ge=0, le=1)
     """Weight of the hard label (the class an image was drawn for) in the target: 0 is GKD,
     1 is training on hard labels alone."""
+    prior_correction: float = Field(0.0, ge=0, le=1)
+    """How far the soft labels are moved from the teacher's shares of the classes to those of the
+    synthetic set: 0 keeps the teacher's opinion, 1 is what it would say had it been trained with
+    the synthetic set's shares."""
 
     def num_images(self, num_train: int) -> int:
         """Returns the images of one synthetic set beside `num_train` real ones."""
@@ -61,6 +67,7 @@ class StudentConfig(Config):
 KNOBS = {
     "temperature": Knob(1.0, (0.5, 1.0, 2.0)),
     "hard_weight": Knob(0.0, (0.0, 0.3, 1.0)),
+    "prior_correction": Knob(0.0, (0.0, 1.0)),
 }
 """Settings of the student that tuning may turn beside the generator's knobs."""
 
@@ -89,19 +96,23 @@ class Teacher(nn.Module):
         return logits.float() / self.temperature
 
 
-def soft_targets(teacher: Teacher, config: StudentConfig, num_classes: int) -> Targets:
+def soft_targets(teacher: nn.Module, config: StudentConfig, log_odds: Tensor) -> Targets:
     """Returns targets mixed from the teacher's soft labels and the hard labels.
 
-    (1 - w) softmax(z / T) + w onehot(y), z the teacher's calibrated logits of the augmented batch,
-    w the hard weight, T the temperature.
+    (1 - w) softmax((z + c b) / T) + w onehot(y), z the teacher's calibrated logits of the augmented
+    batch, w the hard weight, T the temperature, c the prior correction and b = `log_odds` [K], the
+    logarithm of each class's share in the synthetic set over that in the teacher's (logit
+    adjustment, Menon et al. 2021, arXiv 2007.07314, section 4).
     """
-    hard = hard_targets(num_classes)
+    hard = hard_targets(len(log_odds))
+    moved = config.prior_correction * log_odds
 
     @torch.no_grad()
     def targets(images: Tensor, labels: Tensor) -> Tensor:
         if config.hard_weight == 1.0:
             return hard(images, labels)
-        soft = functional.softmax(teacher(images) / config.temperature, dim=1)
+        logits = teacher(images) + moved.to(images.device)
+        soft = functional.softmax(logits / config.temperature, dim=1)
         return torch.lerp(soft, hard(images, labels), config.hard_weight)
 
     return targets
@@ -114,12 +125,19 @@ class Lesson:
     config: StudentConfig
     source: Source
     teacher: Teacher
+    teacher_prior: npt.NDArray[np.float64]
+    """[K] shares of the classes the teacher was trained with."""
     num_train: int
     """Real training images: the unit of `set_size`."""
     val: ImageSet
     """Real images that choose the best snapshot."""
     name: str
     """Names the random streams and the progress line."""
+
+    @property
+    def log_odds(self) -> Tensor:
+        """[K] logarithms of each class's share in the synthetic set over the teacher's."""
+        return torch.from_numpy(np.log(self.source.prior / self.teacher_prior)).float()
 
 
 def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
@@ -151,7 +169,7 @@ def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
     fit = Fit(
         name=lesson.name,
         config=training,
-        targets=soft_targets(lesson.teacher, config, val.num_classes),
+        targets=soft_targets(lesson.teacher, config, lesson.log_odds),
         batches=stream,
         val=val,
     )

@@ -5,6 +5,7 @@ Checkpoint Optimisation and Tuning ask the same question, on the validation spli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class Score:
 
     cas: float | None = None
     """Accuracy in [0, 1]; `None`: see `failure`."""
+    robust_cas: float | None = None
+    """Accuracy on corrupted copies of the same images."""
     auroc: float | None = None
     loss: float | None = None
     """Cross-entropy in nats."""
@@ -48,6 +51,20 @@ class Score:
     """Why no student was trained."""
     images_per_second: float | None = None
     """Of sampling."""
+    num_val: int = 0
+    """Images behind the measures."""
+
+    @property
+    def merit(self) -> float:
+        """What selection maximises: the mean of `cas` and `robust_cas`; -1 after a failure."""
+        if self.cas is None or self.robust_cas is None:
+            return -1.0
+        return (self.cas + self.robust_cas) / 2
+
+    @property
+    def standard_error(self) -> float:
+        """Of `merit`, binomial; both accuracies are of the same images, so they count once."""
+        return math.sqrt(max(0.0, self.merit * (1 - self.merit)) / max(1, self.num_val))
 
 
 def cheap(config: StudentConfig, selection: SelectionConfig) -> StudentConfig:
@@ -90,9 +107,11 @@ def _measure(lesson: Lesson, folder: Path, context: Context) -> Score:
     tally = lesson.source.tally
     return Score(
         cas=best["val_accuracy"],
+        robust_cas=best["val_robust_accuracy"],
         auroc=best["val_auroc"],
         loss=best["val_loss"],
         images_per_second=tally.sampled / tally.seconds if tally.sampled else None,
+        num_val=len(lesson.val),
     )
 
 
@@ -107,8 +126,11 @@ def defect(source: Source, context: Context) -> str | None:
     return None
 
 
-def best_of(scores: Sequence[Score], where: Path) -> int:
-    """Returns the position of the best score: highest CAS, ties broken by the lower loss.
+def best_of(scores: Sequence[Score], favourite: int, where: Path) -> int:
+    """Returns the position of the best score, the `favourite`'s if none is clearly better.
+
+    Clearly: by more than a standard error of the favourite's merit. A smaller difference is likelier
+    noise of the validation images than a better setting. Ties are broken by the lower loss.
 
     Raises:
         RunError: No score is usable.
@@ -122,10 +144,6 @@ def best_of(scores: Sequence[Score], where: Path) -> int:
             next_step="train the generator longer (generator_training.images_seen) or with a "
             "smaller generator.learning_rate, then --redo generator",
         )
-    return max(usable, key=lambda i: _merit(scores[i]))
-
-
-def _merit(score: Score) -> tuple[float, float]:
-    assert score.cas is not None
-    assert score.loss is not None
-    return score.cas, -score.loss
+    best = max(usable, key=lambda i: (scores[i].merit, -(scores[i].loss or 0.0)))
+    clear = scores[best].merit - scores[favourite].merit > scores[favourite].standard_error
+    return best if clear else favourite

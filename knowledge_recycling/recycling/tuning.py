@@ -22,12 +22,17 @@ Space = Mapping[str, Knob]
 class TuningConfig(Config):
     """Which knobs are tuned and how long."""
 
-    trials: NonNegativeInt = 4
+    trials: NonNegativeInt = 6
     """Settings tried at most, the defaults first; 0 or 1 keeps the defaults."""
     sampler: Literal["tpe", "grid"] = "tpe"
     """`tpe` (of Optuna) first turns each knob once, then learns from earlier trials; `grid` visits
     the combinations in order."""
-    knobs: tuple[str, ...] = ("latent_std", "guidance", "hard_weight")
+    knobs: tuple[str, ...] = (
+        "latent_std",
+        "guidance",
+        "hard_weight",
+        "prior_correction",
+    )
     """Names of the knobs that are turned; the others keep their defaults."""
     choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Values to try for a knob instead of its own."""
@@ -75,7 +80,7 @@ def _with_choices(knob: Knob, choices: tuple[float, ...] | None) -> Knob:
 def tune(
     config: TuningConfig, space: Space, try_knobs: Callable[[int, Knobs], Score], seed: int
 ) -> list[Trial]:
-    """Returns the trials of a search for the knobs with the highest CAS, the defaults first.
+    """Returns the trials of a search for the knobs of the highest merit, the defaults first.
 
     The study lives in memory: trials that are done are told to it again when a run resumes, which
     leads the seeded sampler to the same next trial.
@@ -95,7 +100,7 @@ def tune(
         }
         repeated = next((trial for trial in trials if trial.knobs == knobs), None)
         score = repeated.score if repeated else try_knobs(number, knobs)
-        study.tell(asked, -1.0 if score.cas is None else score.cas)
+        study.tell(asked, score.merit)
         if repeated is None:
             trials.append(Trial(knobs, score))
     return trials

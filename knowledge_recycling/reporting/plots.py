@@ -211,8 +211,9 @@ def tuning_plot(trials: Sequence[Trial]) -> Markup | None:
         return None
     numbers = [each.trial for each in trials]
     figure, (axes,) = new_figure(3.0)
-    best = np.fmax.accumulate(_cas(trials))
-    axes.step(numbers, best, where="post", color=MUTED, linewidth=0.8, label="best so far")
+    mean = (_cas(trials) + _robust_cas(trials)) / 2
+    best = np.fmax.accumulate(mean)
+    axes.step(numbers, best, where="post", color=MUTED, linewidth=0.8, label="best mean so far")
     _draw_scored(axes, numbers, trials, STUDENT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel="CAS on validation, %")
@@ -255,6 +256,7 @@ def _knob_positions(axes: Axes, values: Sequence[Any]) -> Sequence[float]:
 def _draw_scored(
     axes: Axes, positions: Sequence[float], tried: Sequence[Scored], colour: str
 ) -> None:
+    axes.plot(positions, _robust_cas(tried), "^", color=colour, alpha=0.5, label="robust CAS")
     axes.plot(positions, _cas(tried), "o", color=colour, label="CAS")
     for position, each, cas in zip(positions, tried, _cas(tried), strict=True):
         if each.failure:
@@ -304,6 +306,10 @@ def _floats(values: Iterable[float | None]) -> npt.NDArray[np.float64]:
 
 def _cas(tried: Sequence[Scored]) -> npt.NDArray[np.float64]:
     return 100 * _floats(each.cas for each in tried)
+
+
+def _robust_cas(tried: Sequence[Scored]) -> npt.NDArray[np.float64]:
+    return 100 * _floats(each.robust_cas for each in tried)
 
 
 def _spoken(measure: Measure) -> str:

@@ -122,6 +122,8 @@ class Scored(Part):
 
     cas: Number = None
     """Classification Accuracy Score: accuracy of a student trained on its synthetic images."""
+    robust_cas: Number = None
+    """Accuracy of the same student on corrupted copies of the validation images."""
     auroc: Number = None
     loss: Number = None
     chosen: bool = False
@@ -151,7 +153,10 @@ class Chosen(Part):
 
 
 class Selection(Part):
-    """What choosing a candidate and tuning gained on the validation split, and what it cost."""
+    """What choosing a candidate and tuning gained on the validation split, and what it cost.
+
+    Gains are in the mean of CAS and robust CAS, what selection maximises.
+    """
 
     gain_over_last_candidate_pp: Number = None
     gain_over_default_knobs_pp: Number = None

@@ -28,13 +28,19 @@ from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.averaging import power_average
+from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
 from knowledge_recycling.training.batches import Balance, derived_batch_size
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
 
 WEIGHTS = "weights.safetensors"
 
-USELESS = {"val_accuracy": 0.0, "val_auroc": 0.0, "val_loss": float(np.finfo(np.float32).max)}
+USELESS = {
+    "val_accuracy": 0.0,
+    "val_robust_accuracy": 0.0,
+    "val_auroc": 0.0,
+    "val_loss": float(np.finfo(np.float32).max),
+}
 """Measures of a classifier whose logits are not numbers: worse than all others."""
 
 Targets = Callable[[Tensor, Tensor], Tensor]
@@ -168,26 +174,41 @@ def hard_targets(num_classes: int, smoothing: float = 0.0) -> Targets:
 
 @torch.inference_mode()
 def predict_logits(
-    classifier: nn.Module, image_set: ImageSet, fabric: Fabric, batch_size: int = 512
+    classifier: nn.Module,
+    image_set: ImageSet,
+    fabric: Fabric,
+    batch_size: int = 512,
+    *,
+    augmentations: Sequence[str] = (),
 ) -> npt.NDArray[np.float64]:
-    """Returns the logits of a set, [N,K] in float64, in eval mode."""
+    """Returns the logits of a set, [N,K] in float64, in eval mode.
+
+    `augmentations` change the images first, always in the same way.
+    """
     classifier.eval()
     parts = []
     for start in range(0, len(image_set), batch_size):
         images = to_unit(image_set.images[start : start + batch_size]).to(fabric.device)
+        images = augment(images, augmentations, rng(0, "prediction", start))
         with fabric.autocast():
             parts.append(classifier(images).double().cpu())
     return torch.cat(parts).numpy()
 
 
 def validate(classifier: nn.Module, val: ImageSet, fabric: Fabric) -> Record:
-    """Returns `val_accuracy`, `val_auroc` (macro, one against rest) and `val_loss` (nats)."""
+    """Returns the measures of one snapshot.
+
+    `val_accuracy`, `val_robust_accuracy` (of corrupted copies), `val_auroc` (macro, one against
+    rest) and `val_loss` (nats).
+    """
     logits = predict_logits(classifier, val, fabric)
-    if not np.isfinite(logits).all():
+    corrupted = predict_logits(classifier, val, fabric, augmentations=("corrupt",))
+    if not (np.isfinite(logits).all() and np.isfinite(corrupted).all()):
         return dict(USELESS)
     log_probabilities = log_softmax(logits, axis=1)
     return {
         "val_accuracy": float(np.mean(logits.argmax(axis=1) == val.labels)),
+        "val_robust_accuracy": float(np.mean(corrupted.argmax(axis=1) == val.labels)),
         "val_auroc": macro_auroc(np.exp(log_probabilities), val.labels),
         "val_loss": float(-np.mean(log_probabilities[np.arange(len(val)), val.labels])),
     }
@@ -200,8 +221,13 @@ def macro_auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.i
 
 
 def merit(record: Record) -> tuple[float, float]:
-    """Returns what selection maximises: validation accuracy, ties broken by validation loss."""
-    return record["val_accuracy"], -record["val_loss"]
+    """Returns what the choice of a snapshot maximises, ties broken by the validation loss.
+
+    The mean of the accuracies on the validation images and on their corrupted copies: images met
+    later rarely come from exactly the same source.
+    """
+    accuracy = (record["val_accuracy"] + record["val_robust_accuracy"]) / 2
+    return accuracy, -record["val_loss"]
 
 
 class KeepBest:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.functional import rotate as torchvision_rotate
@@ -171,6 +172,29 @@ def test_intensity_is_linear_in_each_image_and_within_its_bounds():
 def test_noise_is_gaussian_of_the_stated_size():
     difference = augment(torch.zeros(64, 3, 16, 16), ["noise"], generator()).numpy()
     np.testing.assert_allclose([difference.mean(), difference.std()], [0, NOISE_STD], atol=1e-3)
+
+
+def test_corruption_is_contrast_blur_and_brightness_within_their_bounds(monkeypatch):
+    monkeypatch.setattr("knowledge_recycling.data.augment.CORRUPTION_NOISE", 0.0)
+    images = random_images(32, 1, 12, 12, dtype=torch.float64) * 0.4
+    for before, after in zip(images, augment(images, ["corrupt"], generator()), strict=True):
+        pixels = before[0].numpy()
+        blurred = uniform_filter(pixels, 3, mode="nearest")
+        columns = np.stack([pixels.ravel(), blurred.ravel(), np.ones(pixels.size)], axis=1)
+        weights, residual, *_ = np.linalg.lstsq(columns, after[0].numpy().ravel())
+        assert residual < 1e-20
+        sharp, soft, level = weights
+        brightness = level - pixels.mean() * (1 - sharp - soft)
+        assert 0.6 <= sharp + soft <= 1.4
+        assert 0 <= soft <= sharp + soft
+        assert abs(brightness) <= 0.25
+
+
+def test_corruption_adds_noise_of_at_most_the_stated_size():
+    corrupted = augment(torch.zeros(64, 3, 16, 16), ["corrupt"], generator())
+    stds = corrupted.std(dim=(1, 2, 3)).numpy()
+    assert stds.max() < 0.11
+    assert stds.min() < 0.02 < 0.08 < stds.max()
 
 
 def test_unknown_name_is_an_error_with_the_nearest_name():

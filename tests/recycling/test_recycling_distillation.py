@@ -74,7 +74,15 @@ def config(**changes: Any) -> StudentConfig:
 
 def lesson(student: StudentConfig, val: ImageSet, teacher: nn.Module) -> Lesson:
     source = Source(Painter(), {}, val.class_names, np.array([0.5, 0.5]), None, teacher)
-    return Lesson(student, source, Teacher(teacher, 1.0), num_train=24, val=val, name="student")
+    return Lesson(
+        student,
+        source,
+        Teacher(teacher, 1.0),
+        teacher_prior=np.array([0.5, 0.5]),
+        num_train=24,
+        val=val,
+        name="student",
+    )
 
 
 @pytest.mark.parametrize("augment", [(), ("vflip",)])
@@ -163,11 +171,29 @@ def test_targets_mix_soft_and_hard_labels_by_the_formula(weight: float, temperat
             return logits
 
     student = config(hard_weight=weight, temperature=temperature)
-    targets = soft_targets(Teacher(Fixed(), calibrated), student, 3)(torch.zeros(5), labels)
+    teacher = Teacher(Fixed(), calibrated)
+    targets = soft_targets(teacher, student, torch.randn(3))(torch.zeros(5), labels)
     powers = torch.exp(logits.double() / (calibrated * temperature))
     soft = powers / powers.sum(dim=1, keepdim=True)
     expected = (1 - weight) * soft + weight * torch.eye(3, dtype=torch.float64)[labels]
     torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_prior_correction_is_bayes_rule() -> None:
+    likelihood = torch.rand(7, 3, dtype=torch.float64)  # p(image | class)
+    real, synthetic = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([1 / 3, 1 / 3, 1 / 3])
+
+    class Bayes(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (likelihood * real).log().float()
+
+    labels, log_odds = torch.zeros(7, dtype=torch.int64), (synthetic / real).log()
+    for share, prior in ((0.0, real), (1.0, synthetic)):
+        targets = soft_targets(Bayes(), config(prior_correction=share), log_odds)
+        expected = likelihood * prior / (likelihood * prior).sum(dim=1, keepdim=True)
+        torch.testing.assert_close(
+            targets(torch.zeros(7), labels).double(), expected, atol=1e-6, rtol=0
+        )
 
 
 def test_knobs_of_the_student_start_from_its_recipe() -> None:

@@ -79,22 +79,35 @@ def test_broken_and_constant_generators_are_found(
     assert failure is None or failure in str(found)
 
 
-def test_the_highest_cas_wins_and_ties_go_to_the_lower_loss() -> None:
+def scored(cas: float, robust: float, loss: float = 0.4, num_val: int = 10_000) -> Score:
+    return Score(cas=cas, robust_cas=robust, loss=loss, auroc=0.5, num_val=num_val)
+
+
+def test_the_highest_mean_wins_and_ties_go_to_the_lower_loss() -> None:
     scores = [
         Score(failure="broken"),
-        Score(cas=0.7, loss=0.1, auroc=1.0),
-        Score(cas=0.8, loss=0.5, auroc=0.5),
-        Score(cas=0.8, loss=0.4, auroc=0.5),
-        Score(cas=0.8, loss=0.4, auroc=0.9),
+        scored(0.9, 0.5, loss=0.1),
+        scored(0.8, 0.8, loss=0.5),
+        scored(0.7, 0.9, loss=0.4),
         Score(failure="broken"),
     ]
-    assert best_of(scores, Path("candidates")) == 3
+    assert best_of(scores, 1, Path("candidates")) == 3
+    assert best_of(scores, 0, Path("candidates")) == 3, "a failed favourite gives way"
+
+
+@pytest.mark.parametrize(("num_val", "best"), [(100, 0), (10_000, 1)])
+def test_the_favourite_stays_unless_beaten_by_a_standard_error(num_val: int, best: int) -> None:
+    scores = [scored(0.80, 0.70, num_val=num_val), scored(0.82, 0.72, num_val=num_val)]
+    rng = np.random.default_rng(0)
+    simulated = (rng.random((4000, num_val)) < 0.75).mean(axis=1).std()
+    assert scores[0].standard_error == pytest.approx(simulated, rel=0.05)
+    assert best_of(scores, 0, Path("candidates")) == best
 
 
 def test_all_failures_are_an_error_that_tells_them() -> None:
     scores = [Score(failure="NaN"), Score(failure="flat"), Score(failure="NaN")]
     with pytest.raises(RunError) as caught:
-        best_of(scores, Path("candidates"))
+        best_of(scores, 0, Path("candidates"))
     assert caught.value.got == "NaN; flat"
     assert "--redo generator" in str(caught.value.next_step)
 
@@ -120,7 +133,15 @@ def lesson(make_set: Callable[..., ImageSet]) -> Callable[..., Lesson]:
             synthesis=SynthesisConfig(period=0),
         )
         teacher = Teacher(Teacher0(), 1.0)
-        return Lesson(student, source_of(paint), teacher, num_train=16, val=make_set(20), name="t")
+        return Lesson(
+            student,
+            source_of(paint),
+            teacher,
+            teacher_prior=np.array([0.5, 0.5]),
+            num_train=16,
+            val=make_set(20),
+            name="t",
+        )
 
     return make
 
@@ -132,6 +153,7 @@ def test_a_score_is_measured_once_and_then_read(
     assert first.failure is None
     assert first.cas is not None
     assert 0 <= first.cas <= 1
+    assert first.num_val == 20
     assert first.images_per_second is not None
     assert first.images_per_second > 0
     again = lesson(lambda noise: noise)

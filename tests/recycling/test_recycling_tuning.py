@@ -27,7 +27,7 @@ class Trials:
 
     def __call__(self, number: int, knobs: Knobs) -> Score:
         self.asked.append((number, dict(knobs)))
-        return Score(cas=cas(knobs), loss=1.0, auroc=0.5)
+        return Score(cas=cas(knobs), robust_cas=cas(knobs), loss=1.0, auroc=0.5)
 
 
 def combinations() -> list[dict[str, float]]:
@@ -84,7 +84,12 @@ def test_tpe_first_turns_each_knob_alone() -> None:
 
 def test_a_knob_at_its_last_choice_is_turned_down() -> None:
     space = {"a": Knob(2.0, (0.5, 1.0, 2.0)), "only": Knob(1.0, (1.0,))}
-    found = tune(TuningConfig(trials=2), space, lambda number, knobs: Score(cas=0.5, loss=1.0), 0)
+    found = tune(
+        TuningConfig(trials=2),
+        space,
+        lambda number, knobs: Score(cas=0.5, robust_cas=0.5, loss=1.0),
+        0,
+    )
     assert found[1].knobs == {"a": 1.0, "only": 1.0}
 
 
@@ -126,6 +131,6 @@ def test_own_choices_replace_those_of_the_knob_and_keep_its_default() -> None:
     config = TuningConfig(knobs=("a",), choices={"a": (3.0, 0.25)}, trials=9, sampler="grid")
     space = chosen_space(config, SPACE)
     assert space == {"a": Knob(1.0, (0.25, 1.0, 3.0))}
-    found = tune(config, space, lambda number, knobs: Score(cas=0.5, loss=1.0), 0)
+    found = tune(config, space, lambda number, knobs: Score(cas=0.5, robust_cas=0.5, loss=1.0), 0)
     assert found[0].knobs == {"a": 1.0}
     assert {trial.knobs["a"] for trial in found} == {0.25, 1.0, 3.0}

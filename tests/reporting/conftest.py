@@ -57,7 +57,13 @@ def _utility(labels: np.ndarray, noise: float, rng: np.random.Generator) -> dict
 
 
 def _scored(cas: float, **extra: Any) -> dict[str, Any]:
-    scores = {"cas": cas, "auroc": cas / 2 + 0.5, "loss": 1 - cas, "chosen": False}
+    scores = {
+        "cas": cas,
+        "robust_cas": cas - 0.02,
+        "auroc": cas / 2 + 0.5,
+        "loss": 1 - cas,
+        "chosen": False,
+    }
     return scores | {"failure": None} | extra
 
 
@@ -72,7 +78,13 @@ def _result(rng: np.random.Generator) -> dict[str, Any]:
         )
         for each in range(10)
     ]
-    candidates[2] |= {"cas": None, "auroc": None, "loss": None, "failure": "loss is not finite"}
+    candidates[2] |= {
+        "cas": None,
+        "robust_cas": None,
+        "auroc": None,
+        "loss": None,
+        "failure": "loss is not finite",
+    }
     candidates[8]["chosen"] = True
     tuning = [
         _scored(
@@ -84,7 +96,13 @@ def _result(rng: np.random.Generator) -> dict[str, Any]:
     ]
     best = max(tuning[:9], key=lambda trial: trial["cas"])
     best["chosen"] = True
-    tuning[9] |= {"cas": None, "auroc": None, "loss": None, "failure": "out of memory"}
+    tuning[9] |= {
+        "cas": None,
+        "robust_cas": None,
+        "auroc": None,
+        "loss": None,
+        "failure": "out of memory",
+    }
     return {
         "schema": "1",
         "dataset": {

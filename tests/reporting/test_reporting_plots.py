@@ -167,7 +167,14 @@ def test_with_very_many_classes_the_worst_are_shown(result: Values) -> None:
 
 def test_candidates_that_all_failed_are_still_drawn(result: Values) -> None:
     for each in (*result["candidates"], *result["tuning"]):
-        each |= {"cas": None, "auroc": None, "loss": None, "failure": "none", "chosen": False}
+        each |= {
+            "cas": None,
+            "robust_cas": None,
+            "auroc": None,
+            "loss": None,
+            "failure": "none",
+            "chosen": False,
+        }
     read = parse_result(result)
     for figure in (plots.candidate_plot(read.candidates), plots.tuning_plot(read.tuning)):
         assert "Chosen: none" in (parse(figure).get("aria-label") or "")

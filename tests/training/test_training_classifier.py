@@ -220,7 +220,9 @@ def test_a_network_with_broken_logits_never_wins(
 def test_patience_counts_snapshots_since_the_best(
     patience: int | None, accuracies: list[float], ends: bool
 ) -> None:
-    records = [{"val_accuracy": each, "val_loss": 1.0} for each in accuracies]
+    records = [
+        {"val_accuracy": each, "val_robust_accuracy": each, "val_loss": 1.0} for each in accuracies
+    ]
     assert out_of_patience(patience)(records) is ends
 
 
@@ -241,7 +243,9 @@ def test_a_small_network_learns_and_its_best_weights_are_on_disk(
     val = make_set(30)
     records = fit_classifier(small_resnet(context), fit(make_set(64), val), tmp_path, context)
     assert len(records) == 3
-    best = max(records, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
+    best = max(
+        records, key=lambda r: (r["val_accuracy"] + r["val_robust_accuracy"], -r["val_loss"])
+    )
     assert best["val_accuracy"] > 0.9
     network = small_resnet(context)
     read_weights(tmp_path / WEIGHTS, network)
