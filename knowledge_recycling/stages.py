@@ -46,7 +46,7 @@ from knowledge_recycling.training.classifier import (
     Fit,
     fit_classifier,
     hard_targets,
-    merit,
+    kept,
     predict_logits,
 )
 from knowledge_recycling.training.generator import SaveCandidates, augmented, images_of
@@ -76,7 +76,7 @@ def train_teacher(run: Run, folder: Path) -> None:
     records = fit_classifier(classifier, fit, folder, run.context)
     read_weights(folder / WEIGHTS, classifier)
     logits = predict_logits(classifier, run.val, run.context.fabric)
-    best = max(records, key=merit)
+    best = records[kept(records, len(run.val))]
     temperature = fit_temperature(logits, run.val.labels)
     write_json(folder / "teacher.json", {"temperature": temperature, "best": best})
 
@@ -165,7 +165,10 @@ def distil_student(run: Run, folder: Path) -> None:
     records = distil(lesson, folder, run.context)
     write_json(
         folder / "student.json",
-        {"best": max(records, key=merit), "sampling": asdict(lesson.source.tally)},
+        {
+            "best": records[kept(records, len(run.val))],
+            "sampling": asdict(lesson.source.tally),
+        },
     )
 
 

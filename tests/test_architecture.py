@@ -22,6 +22,7 @@ LAYERS = (
     ("artefacts",),
     ("reporting",),
     ("recipe",),
+    ("privacy",),
     ("recycling",),
     ("training",),
     ("evaluation",),

@@ -5,7 +5,6 @@ Checkpoint Optimisation and Tuning ask the same question, on the validation spli
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, di
 from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
-from knowledge_recycling.training.classifier import DivergedError, merit
+from knowledge_recycling.training.classifier import DivergedError, kept, standard_error
 
 SCORE = "score.json"
 PROBE_SIZE = 64
@@ -64,7 +63,7 @@ class Score:
     @property
     def standard_error(self) -> float:
         """Of `merit`, binomial; both accuracies are of the same images, so they count once."""
-        return math.sqrt(max(0.0, self.merit * (1 - self.merit)) / max(1, self.num_val))
+        return standard_error(self.merit, self.num_val) if self.failure is None else 0.0
 
 
 def cheap(config: StudentConfig, selection: SelectionConfig) -> StudentConfig:
@@ -101,10 +100,10 @@ def _measure(lesson: Lesson, folder: Path, context: Context) -> Score:
     if failure is not None:
         return Score(failure=failure)
     try:
-        best = max(distil(lesson, folder, context), key=merit)
+        records = distil(lesson, folder, context)
     except DivergedError as error:
         return Score(failure=error.what)
-    tally = lesson.source.tally
+    best, tally = records[kept(records, len(lesson.val))], lesson.source.tally
     return Score(
         cas=best["val_accuracy"],
         robust_cas=best["val_robust_accuracy"],
@@ -129,8 +128,8 @@ def defect(source: Source, context: Context) -> str | None:
 def best_of(scores: Sequence[Score], favourite: int, where: Path) -> int:
     """Returns the position of the best score, the `favourite`'s if none is clearly better.
 
-    Clearly: by more than a standard error of the favourite's merit. A smaller difference is likelier
-    noise of the validation images than a better setting. Ties are broken by the lower loss.
+    Clearly: by more than a standard error of the favourite's merit; less is likelier noise of the
+    validation images than a better setting. Ties are broken by the lower loss.
 
     Raises:
         RunError: No score is usable.

@@ -61,7 +61,8 @@ class ClassifierTraining(Config):
     augment: tuple[AugmentationName, ...] = DERIVED
     """Augmentations by name; unset: shift, cutout and the flips measured to keep the class."""
     snapshots: PositiveInt = 12
-    """How often the averaged classifier is validated; the best one is kept."""
+    """How often the averaged classifier is validated; the latest that is not clearly worse than the
+    best is kept."""
     patience: PositiveInt | None = None
     """Training ends early after this many validations without a better one; unset: never."""
 
@@ -220,18 +221,41 @@ def macro_auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.i
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in present]))
 
 
-def merit(record: Record) -> tuple[float, float]:
-    """Returns what the choice of a snapshot maximises, ties broken by the validation loss.
+def merit(record: Record) -> float:
+    """Returns what choices on the validation split maximise.
 
     The mean of the accuracies on the validation images and on their corrupted copies: images met
     later rarely come from exactly the same source.
     """
-    accuracy = (record["val_accuracy"] + record["val_robust_accuracy"]) / 2
-    return accuracy, -record["val_loss"]
+    return (record["val_accuracy"] + record["val_robust_accuracy"]) / 2
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Returns the binomial standard error of an accuracy in [0, 1]."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def kept(records: Sequence[Record], num_val: int) -> int:
+    """Returns the position of the snapshot to keep: the latest that is not clearly worse.
+
+    Clearly: by more than a standard error of the best merit before it. On few images the best of
+    many snapshots is likelier lucky than good, and later ones are averaged over more of training.
+    """
+    chosen = 0
+    for i, record in enumerate(records):
+        best = max(map(merit, records[: i + 1]))
+        if merit(record) >= best - standard_error(best, num_val) and is_usable(record):
+            chosen = i
+    return chosen
+
+
+def is_usable(record: Record) -> bool:
+    """Returns whether the snapshot gave numbers."""
+    return record["val_loss"] < USELESS["val_loss"]
 
 
 class KeepBest:
-    """Snapshot that validates the averaged classifier and saves the best one to `path`."""
+    """Snapshot that validates the averaged classifier and saves the one to keep to `path`."""
 
     def __init__(self, val: ImageSet, fabric: Fabric, path: Path) -> None:
         self.val = val
@@ -241,10 +265,10 @@ class KeepBest:
     def __call__(
         self, classifier: nn.Module, images_seen: int, earlier: Sequence[Record]
     ) -> Record:
-        """Returns the validation measures; writes the weights if no earlier ones were better."""
+        """Returns the validation measures; writes the weights if `kept` chooses them."""
         del images_seen
         measures = validate(classifier, self.val, self.fabric)
-        if all(merit(measures) > merit(record) for record in earlier):
+        if kept([*earlier, measures], len(self.val)) == len(earlier):
             write_weights(self.path, classifier)
         return measures
 
@@ -253,7 +277,7 @@ def out_of_patience(patience: int | None) -> Callable[[Sequence[Record]], bool]:
     """Returns whether the best of the records is `patience` or more snapshots old."""
 
     def reached(records: Sequence[Record]) -> bool:
-        best = max(range(len(records)), key=lambda i: merit(records[i]))
+        best = max(range(len(records)), key=lambda i: (merit(records[i]), -records[i]["val_loss"]))
         return patience is not None and len(records) - 1 - best >= patience
 
     return reached
@@ -281,7 +305,7 @@ class Fit:
 def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Context) -> list[Record]:
     """Trains `classifier` in `folder`, resuming if begun; returns its validation records.
 
-    Writes `weights.safetensors`, the snapshot best on validation, and `metrics.jsonl`.
+    Writes `weights.safetensors`, the snapshot that `kept` chooses, and `metrics.jsonl`.
     """
     config, fabric = fit.config, context.fabric
     plan = Plan(
@@ -306,7 +330,7 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
     snapshot = KeepBest(fit.val, fabric, folder / WEIGHTS)
     with context.reporter.task(fit.name, config.images_seen) as advance:
         records = train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)
-    if max(map(merit, records)) == merit(USELESS):
+    if not any(map(is_usable, records)):
         raise DivergedError(
             f"the training of the {fit.name} diverged",
             where=folder,
