@@ -1,0 +1,1 @@
+"""Membership attacks; a kind is a file: `Config`, `NEEDS`, `score(signals, config)`."""

@@ -1,0 +1,187 @@
+"""The audit: which attacks are run on what the shadows left, and what they tell together.
+
+Every shadow is once the target of the others (leave-one-out), so S shadows give S targets.
+Shapes: S shadows, N images of the pool, P of the population, Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt, field_validator
+from torch import nn
+
+from knowledge_recycling.config import DERIVED, Config, Facts
+from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.privacy.attacks import label_only, lira, rmia, threshold, trained
+from knowledge_recycling.privacy.canaries import KINDS
+from knowledge_recycling.privacy.many import ManyTraining, Pool, logits_of_many, train_many
+from knowledge_recycling.privacy.metrics import (
+    Aggregate,
+    Trials,
+    aggregate,
+    attack_each,
+    left_out_targets,
+)
+from knowledge_recycling.privacy.signals import (
+    AnyFloats,
+    Bools,
+    Floats,
+    Labels,
+    Signals,
+    of_label,
+    scaled_logits,
+)
+
+PRIMARY = "lira"
+"""The attack declared beforehand; the maximum over all is shown as what it is."""
+
+MIN_SHADOWS = 8
+"""Fewer leave no image enough shadows on either side."""
+
+Attack = Callable[[Signals], Floats]
+
+ATTACKS: dict[str, Attack] = {
+    "lira": lambda seen: lira.score(seen, lira.Config()),
+    "lira_offline": lambda seen: lira.score(seen, lira.Config(mode="offline")),
+    "rmia": lambda seen: rmia.score(seen, rmia.Config()),
+    "rmia_offline": lambda seen: rmia.score(seen, rmia.Config(mode="offline")),
+    "trained": lambda seen: trained.score(seen, trained.Config()),
+    "loss": lambda seen: threshold.score(seen, threshold.Config(signal="loss")),
+    "loss_per_class": lambda seen: threshold.score(
+        seen, threshold.Config(signal="loss", per_class=True)
+    ),
+    "confidence": lambda seen: threshold.score(seen, threshold.Config(signal="confidence")),
+    "entropy": lambda seen: threshold.score(seen, threshold.Config(signal="entropy")),
+    "modified_entropy": lambda seen: threshold.score(
+        seen, threshold.Config(signal="modified_entropy")
+    ),
+    "label_only": lambda seen: label_only.score(seen, label_only.Config()),
+}
+
+
+class AuditConfig(Config):
+    """The audit by shadows: re-runs of the pipeline on random halves of the members."""
+
+    shadows: NonNegativeInt = 0
+    """Re-runs, at least 8; 0: no audit. 16 tell averages, 64 and more low error rates."""
+    mode: Literal["pipeline", "classifier"] = "pipeline"
+    """`pipeline` re-runs teacher, generator and student; `classifier` the teacher alone: cheaper
+    and weaker, for it says nothing of the student."""
+    selection: Literal["fixed", "repeated"] = "fixed"
+    """`fixed` gives every shadow the last candidate and the knobs that this run chose; `repeated`
+    lets each choose its own."""
+    canaries: NonNegativeInt = DERIVED
+    """Canaries of each kind planted in the pool; unset: one in 20 images, at most 100."""
+    queries: PositiveInt = 4
+    """Ways each image is shown to a target: as it is, and augmented."""
+
+    @field_validator("shadows")
+    @classmethod
+    def _enough(cls, shadows: int) -> int:
+        if 0 < shadows < MIN_SHADOWS:
+            raise ValueError(f"an audit needs at least {MIN_SHADOWS} shadows, or 0 for none")
+        return shadows
+
+    def derived(self, facts: Facts) -> dict[str, Any]:
+        """Derives the number of canaries."""
+        return {"canaries": min(100, facts.num_train // 20)}
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """What the shadows of one kind of target say of the pool and of the population behind it."""
+
+    logits: AnyFloats
+    """[S,Q,N+P,K]"""
+    members: Bools
+    """[S,N+P]"""
+    labels: Labels
+    """[N+P]"""
+    kinds: Labels
+    """[N+P], 0: an image of the set; from 1: canaries; -1: the population."""
+
+
+def attack_shadows(shadows: Shadows) -> dict[str, dict[str, Aggregate]]:
+    """Returns what each attack finds, by group of images (`images`, then each kind of canary)."""
+    found: dict[str, dict[str, Aggregate]] = {}
+    for name, attack in ATTACKS.items():
+        targets = left_out_targets(
+            shadows.logits, shadows.members, shadows.labels, shadows.kinds < 0
+        )
+        for group, each in by_group(attack_each(targets, attack), shadows.kinds).items():
+            found.setdefault(group, {})[name] = each
+    return found
+
+
+def by_group(trials: list[Trials], kinds: Labels) -> dict[str, Aggregate]:
+    """Returns the aggregate over all targets of each group of images that has members."""
+    judged = kinds[kinds >= 0]
+    groups = {"images": 0} | {name: kind for kind, name in enumerate(KINDS, start=1)}
+    found = {}
+    for group, kind in groups.items():
+        rows = judged == kind
+        if rows.any():
+            found[group] = aggregate([Trials(t.scores[rows], t.members[rows]) for t in trials])
+    return found
+
+
+def vulnerability(shadows: Shadows) -> Floats:
+    """Returns how far apart IN and OUT shadows are for each image of the pool, [N].
+
+    The difference of the mean scaled logits over their pooled standard deviation: how well LiRA can
+    tell this very image. Not a rate: with few shadows a ranking, no more.
+    """
+    judged = shadows.kinds >= 0
+    confidence = of_label(scaled_logits(shadows.logits[:, 0, judged]), shadows.labels[judged])
+    members = shadows.members[:, judged]
+    inside = np.mean(confidence, axis=0, where=members)
+    outside = np.mean(confidence, axis=0, where=~members)
+    spread = np.std(confidence - np.where(members, inside, outside), axis=0)
+    return np.asarray((inside - outside) / np.maximum(spread, 1e-6))
+
+
+def overfitted(
+    pool: ImageSet, population: ImageSet, members: Bools, seed: int
+) -> tuple[AnyFloats, float]:
+    """Returns the logits [S,1,N+P,K] of classifiers that learnt their members by heart.
+
+    And their mean accuracy on the members. The sanity row of an audit: attacks must find these.
+    """
+    images = torch.cat([to_unit(pool.images), to_unit(population.images)]).contiguous()
+    labels = torch.from_numpy(np.concatenate([pool.labels, population.labels]))
+    count = members.shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(count)]
+    size = int(members[0].sum())
+    config = ManyTraining(epochs=100, batch_size=min(50, size), learning_rate=0.02)
+    stack = train_many(networks, Pool(images, labels, members), config, seed=seed)
+    logits = logits_of_many(stack, [images])
+    right = logits[:, 0].argmax(axis=-1) == labels.numpy()
+    return logits, float(right[members].mean())
+
+
+def _perceptron(inputs: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, num_classes)
+    )
+
+
+def as_result(found: Mapping[str, Aggregate]) -> dict[str, Any]:
+    """Returns attacks by name as `result.json` holds them."""
+    return {name: _attack(each) for name, each in found.items()}
+
+
+def _attack(found: Aggregate) -> dict[str, Any]:
+    rates = dict(found.detections)
+    intervals = {"auc": found.auc} | {str(fpr): rate for fpr, rate in rates.items() if rate}
+    return {
+        "auc": found.auc.value,
+        "tpr_at_fpr": {fpr: rate and rate.value for fpr, rate in rates.items()},
+        "ci95": {name: (each.low, each.high) for name, each in intervals.items()},
+    }

@@ -1,0 +1,110 @@
+"""The battery of attacks on made-up shadows whose leakage is known, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from knowledge_recycling.config import Facts, validate
+from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.privacy.audit import (
+    ATTACKS,
+    PRIMARY,
+    AuditConfig,
+    Shadows,
+    as_result,
+    attack_shadows,
+    overfitted,
+    vulnerability,
+)
+from knowledge_recycling.privacy.many import half_memberships
+from knowledge_recycling.privacy.metrics import Aggregate
+
+IMAGES, CANARIES, POPULATION, NUM_SHADOWS = 400, 60, 100, 16
+KINDS = np.repeat([0, 1, -1], [IMAGES, CANARIES, POPULATION])
+
+
+def shadows(gain: float, canary_gain: float) -> Shadows:
+    """Two-class logits: a member's label gets `gain` more, in standard deviations of the noise."""
+    rng = np.random.default_rng(1)
+    members = half_memberships(NUM_SHADOWS, IMAGES + CANARIES, rng)
+    members = np.concatenate([members, np.zeros((NUM_SHADOWS, POPULATION), bool)], axis=1)
+    labels = rng.integers(2, size=len(KINDS))
+    difficulty = rng.normal(2.0, 2.0, len(KINDS))
+    gains = np.where(KINDS == 1, canary_gain, gain) * members
+    confidence = difficulty + gains + rng.normal(size=members.shape)
+    logits = np.zeros((NUM_SHADOWS, 1, len(KINDS), 2))
+    rows = np.arange(len(KINDS))
+    logits[:, 0, rows, labels] = confidence / 2
+    logits[:, 0, rows, 1 - labels] = -confidence / 2
+    return Shadows(logits, members, labels, KINDS)
+
+
+def covers(found: Aggregate, value: float) -> bool:
+    return found.auc.low <= value <= found.auc.high
+
+
+def test_nothing_is_found_where_nothing_leaks() -> None:
+    found = attack_shadows(shadows(0.0, 0.0))["images"]
+    assert found.keys() == ATTACKS.keys()
+    missed = [name for name, each in found.items() if not covers(each, 0.5)]
+    assert len(missed) <= 1, "of 11 attacks, each interval covers with 95 %"
+
+
+def test_leakage_of_canaries_alone_shows_in_their_group_alone() -> None:
+    found = attack_shadows(shadows(0.0, 3.0))
+    assert set(found) == {"images", "mislabelled"}
+    assert found["mislabelled"][PRIMARY].auc.low > 0.9
+    assert covers(found["images"][PRIMARY], 0.5)
+
+
+def test_the_most_vulnerable_images_are_those_that_leak() -> None:
+    seen = shadows(0.0, 3.0)
+    ranks = vulnerability(seen)
+    assert ranks.shape == (IMAGES + CANARIES,)
+    most = np.argsort(-ranks)[: CANARIES // 2]
+    assert np.mean(KINDS[most] == 1) > 0.9
+
+
+def test_classifiers_that_learn_by_heart_are_caught(make_set: Callable[..., ImageSet]) -> None:
+    rng = np.random.default_rng(0)
+    pool = make_set(120, num_classes=2)
+    noise = ImageSet(
+        rng.integers(256, size=pool.images.shape, dtype=np.uint8), pool.labels, pool.class_names
+    )
+    population = noise.subset(np.arange(20))
+    members = half_memberships(8, len(noise), rng)
+    everyone = np.concatenate([members, np.zeros((8, 20), bool)], axis=1)
+    logits, accuracy = overfitted(noise, population, everyone, seed=0)
+    assert logits.shape == (8, 1, 140, 2)
+    assert accuracy > 0.95
+    labels = np.concatenate([noise.labels, population.labels])
+    kinds = np.repeat([0, -1], [120, 20])
+    found = attack_shadows(Shadows(logits, everyone, labels, kinds))["images"]
+    assert found["loss"].auc.low > 0.8
+
+
+def test_result_holds_the_intervals_under_the_keys_of_their_values() -> None:
+    attack = as_result(attack_shadows(shadows(1.0, 1.0))["images"])[PRIMARY]
+    assert attack["auc"] > 0.6
+    assert set(attack["tpr_at_fpr"]) == {0.1, 0.01, 0.001}
+    for fpr, rate in attack["tpr_at_fpr"].items():
+        assert (rate is not None) == (str(fpr) in attack["ci95"])
+    low, high = attack["ci95"]["auc"]
+    assert low < attack["auc"] < high
+
+
+@pytest.mark.parametrize("shadows", [1, 7])
+def test_too_few_shadows_are_refused_with_the_recipe(shadows: int) -> None:
+    with pytest.raises(RecipeError, match="at least 8"):
+        validate(AuditConfig, {"shadows": shadows})
+
+
+def test_canaries_follow_the_size_of_the_set(make_facts: Callable[..., Facts]) -> None:
+    def derived(num_train: int) -> int | None:
+        return AuditConfig().completed(make_facts(num_train=num_train)).canaries
+
+    assert (derived(500), derived(100_000)) == (25, 100)
