@@ -103,6 +103,18 @@ def run(
 
 
 @app.command()
+def audit(run: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Attack a finished run with Membership Inference, or go on with it where it stopped."""
+    from knowledge_recycling import pipeline
+    from knowledge_recycling.progress import make_reporter
+    from knowledge_recycling.reporting.wording import verdict
+
+    result = pipeline.audit(run, overrides or (), reporter=make_reporter(errors, quiet=quiet))
+    if result is not None:
+        console.print(verdict(result).leakage, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def status(run: RunPath) -> None:
     """Show which stages of a run are done, and what they took."""
     from knowledge_recycling.pipeline import STAGE_NAMES

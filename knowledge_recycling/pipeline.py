@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from knowledge_recycling import stages
+from knowledge_recycling import auditing, stages
 from knowledge_recycling.artefacts import (
     DATA,
     Run,
@@ -26,7 +26,7 @@ from knowledge_recycling.data.inspection import inspect
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import RecipeError, RunError
 from knowledge_recycling.progress import Reporter, SilentReporter
-from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.recycling.tuning import chosen_space
 from knowledge_recycling.reporting.report import write_report
 from knowledge_recycling.reporting.result import Result, read_result
@@ -83,10 +83,21 @@ STAGES = (
         ("teacher", "generator", "candidates", "tuning", "student"),
         ("train", "val", "test"),
     ),
+    Stage(
+        "audit",
+        auditing.audit,
+        ("teacher", "generator", "generator_training", "student", "selection", "audit"),
+        ("tuning",),
+        ("train", "val"),
+    ),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split."""
 
 DATA_STAGE = "data"
+GIVEN = "given.json"
+"""The recipe of a run folder as it was given, before settings were derived."""
+DEFAULT_SHADOWS = 16
+"""Of an audit that was asked for without saying how many."""
 
 STAGE_NAMES = (DATA_STAGE, *(stage.name for stage in STAGES))
 
@@ -127,7 +138,7 @@ def run(
         prepared = prepare(recipe, splits, out, reporter or SilentReporter())
         if until == DATA_STAGE:
             return None
-        for stage in STAGES:
+        for stage in stages_of(recipe):
             prepared.context.reporter.stage(stage.name)
             perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
             if stage.name == until:
@@ -135,6 +146,37 @@ def run(
         write_json(out / RESULT, summarise(prepared, recipe))
         write_report(out)
     return read_result(out)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Returns the stages that the recipe asks for: all, the audit only if it has shadows."""
+    audited = recipe.audit.shadows > 0
+    return tuple(stage for stage in STAGES if audited or stage.name != "audit")
+
+
+def audit(
+    out: Path | str, overrides: Sequence[str] = (), *, reporter: Reporter | None = None
+) -> Result | None:
+    """Audits the run in the folder `out`, or goes on with its audit.
+
+    Args:
+        out: The run folder; its run is finished first if it is not.
+        overrides: Settings such as "audit.shadows=32".
+        reporter: Told of the progress; unset: nobody is.
+
+    Raises:
+        RunError: There is no run in the folder; and what `run` raises.
+    """
+    given = Path(out) / GIVEN
+    if not given.exists():
+        raise RunError(
+            "there is no run to audit", where=out, next_step="make one with: kr run RECIPE"
+        )
+    values = read_json(given)
+    values["audit"] = {"shadows": DEFAULT_SHADOWS} | values.get("audit", {})
+    for override in overrides:
+        apply_override(values, override)
+    return run(Recipe.from_dict(values), out, reporter=reporter)
 
 
 def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Run:
@@ -155,6 +197,7 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     prepared = Run(out, completed, splits, digests, Context(fabric, recipe.seed, reporter))
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
+    write_json(out / GIVEN, recipe.model_dump(mode="json", exclude_unset=True))
     return prepared
 
 

@@ -16,6 +16,7 @@ from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import Config, Facts, PluginConfig, plugin, validate
 from knowledge_recycling.data.sources import SourceConfig
 from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.privacy.audit import AuditConfig
 from knowledge_recycling.recycling.distillation import StudentConfig
 from knowledge_recycling.recycling.scoring import SelectionConfig
 from knowledge_recycling.recycling.tuning import TuningConfig
@@ -64,6 +65,7 @@ class Recipe(Config):
     tuning: TuningConfig = TuningConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    audit: AuditConfig = AuditConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def completed(self, facts: Facts) -> Self:

@@ -26,6 +26,8 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
     candidates = read_json(run.folder / "candidates/candidates.json")
     trials = read_json(run.folder / "tuning/trials.json")
     evaluation = read_json(run.folder / "evaluation/evaluation.json")
+    audited = run.folder / "audit/audit.json"
+    audit = read_json(audited) if audited.exists() else {"privacy": {}, "audit": None}
     return {
         "schema": "1",
         "dataset": {
@@ -47,7 +49,8 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         "tuning": trials,
         "selection": selection(run, candidates, trials),
         "quality": read_json(run.folder / "evaluation/quality.json"),
-        "privacy": {},
+        "privacy": audit["privacy"],
+        "audit": audit["audit"],
         "cost": cost(run, candidates),
         "changed_settings": changed_settings(given),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},

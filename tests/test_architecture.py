@@ -18,6 +18,7 @@ LAYERS = (
     ("cli",),
     ("status", "template", "pipeline"),
     ("summary",),
+    ("auditing",),
     ("stages",),
     ("artefacts",),
     ("reporting",),

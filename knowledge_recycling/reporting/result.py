@@ -182,6 +182,28 @@ class Attack(Part):
     """Interval of `auc` and of the true-positive rates, under the same keys."""
 
 
+class Audit(Part):
+    """How the attacks were made."""
+
+    mode: str
+    """`pipeline`: shadows re-ran the whole pipeline; `classifier`: the teacher alone, weaker."""
+    shadows: int
+    failed_shadows: int = 0
+    """Left out of all figures."""
+    images: int
+    """Of the pool, canaries included; half are IN each shadow."""
+    canaries: dict[str, int] = {}
+    """By kind."""
+    queries: int = 1
+    """Ways each image was shown."""
+    held_fixed: tuple[str, ...] = ()
+    """What the shadows took from this run instead of making it anew."""
+    primary_attack: str
+    """Declared beforehand; the largest of many attacks is partly luck."""
+    sanity_training_accuracy: Number = None
+    """Of the overfitted classifiers on their members: near 1, or the sanity row means nothing."""
+
+
 class Result(Part):
     """One run."""
 
@@ -201,6 +223,7 @@ class Result(Part):
     quality: dict[str, Any] = {}
     privacy: dict[str, dict[str, Attack]] = {}
     """Attacks by name, by target; empty without an audit."""
+    audit: Audit | None = None
     cost: Cost = Cost()
     changed_settings: dict[str, Any] = {}
     """Settings that differ from their default, by dotted key."""
