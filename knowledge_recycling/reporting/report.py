@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.reporting import plots
-from knowledge_recycling.reporting.result import Result, read_result, shareable
+from knowledge_recycling.reporting.result import Attack, Result, read_result, shareable
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
 from knowledge_recycling.reporting.wording import FORMATS, Verdict, number, plain, verdict
 from knowledge_recycling.storage import write_text
@@ -50,6 +50,23 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class AttackRow:
+    """One attack on one target."""
+
+    target: str
+    name: str
+    attack: Attack
+
+
+@dataclass(frozen=True)
+class AttackRows:
+    """All attacks, those that matter most apart."""
+
+    main: tuple[AttackRow, ...]
+    others: tuple[AttackRow, ...]
+
+
+@dataclass(frozen=True)
 class View:
     """Everything the template shows."""
 
@@ -63,6 +80,7 @@ class View:
     """Value as shown, by metric."""
     baseline: float | None
     """Accuracy of always answering the most frequent class of the test split."""
+    leakage: AttackRows
     false_alarm_rates: tuple[float, ...]
     """Columns of the table of attacks."""
     readable_classes: int = plots.READABLE_CLASSES
@@ -101,6 +119,7 @@ def _view(run_folder: Path, *, public: bool) -> View:
         ),
         quality=dict(_shown(result.quality)),
         baseline=_baseline(result.dataset.counts.get("test", ())),
+        leakage=_attack_rows(result),
         false_alarm_rates=_false_alarm_rates(result),
     )
 
@@ -116,6 +135,18 @@ def _shown(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def _baseline(counts: Sequence[int]) -> float | None:
     return max(counts) / sum(counts) if sum(counts) else None
+
+
+def _attack_rows(result: Result) -> AttackRows:
+    """Returns the primary and the strongest attack on each target, and apart from them the rest."""
+    primary = result.audit.primary_attack if result.audit else None
+    main, others = [], []
+    for target, attacks in result.privacy.items():
+        strongest = max(attacks, key=lambda name: attacks[name].auc or 0.0)
+        for name, attack in attacks.items():
+            row = AttackRow(target, f"{name} (strongest)" if name == strongest else name, attack)
+            (main if name in (primary, strongest) else others).append(row)
+    return AttackRows(tuple(main), tuple(others))
 
 
 def _false_alarm_rates(result: Result) -> tuple[float, ...]:

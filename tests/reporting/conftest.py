@@ -147,6 +147,7 @@ def _result(rng: np.random.Generator) -> dict[str, Any]:
             "nearest_member_distance": {"median": 2.1, "holdout_median": 2.2},
         },
         "privacy": {},
+        "audit": None,
         "cost": {
             "seconds": {
                 "teacher": 14.2,

@@ -230,8 +230,34 @@ def test_an_audit_is_shown_attack_by_attack(make_run: MakeRun, result: Values) -
     }
     page = Page(write_report(make_run(small(result))))
     assert "at 10.0 % at 1.0 % at 0.1 %" in page.text
-    assert re.search(r"student rmia 0\.571 0\.55\u20130\.59 15\.0 3\.1 \u2013", page.text)
+    assert re.search(
+        r"student rmia \(strongest\) 0\.571 0\.55\u20130\.59 15\.0 3\.1 \u2013", page.text
+    )
     assert "leaks at least" in page.text
+
+
+def test_the_declared_and_the_strongest_attack_come_first(
+    make_run: MakeRun, result: Values
+) -> None:
+    attacks = {name: {"auc": auc} for name, auc in (("loss", 0.6), ("lira", 0.55), ("rmia", 0.52))}
+    result["privacy"] = {"student": attacks}
+    result["audit"] = {
+        "mode": "pipeline",
+        "shadows": 16,
+        "failed_shadows": 1,
+        "images": 1234,
+        "held_fixed": ["knobs"],
+        "primary_attack": "lira",
+        "sanity_training_accuracy": 0.991,
+    }
+    page = Page(write_report(make_run(small(result))))
+    first, rest = page.text.split("All other attacks", 1)
+    assert re.search(r"student loss \(strongest\) 0\.6", first)
+    assert re.search(r"student lira 0\.55", first)
+    assert re.search(r"student rmia 0\.52", rest)
+    assert "16 shadows, each a re-run of the whole pipeline" in first
+    assert "1 more failed" in first
+    assert "99.1 %" in first
 
 
 def test_the_same_run_gives_the_same_bytes(make_run: MakeRun, result: Values) -> None:
