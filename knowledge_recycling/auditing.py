@@ -269,7 +269,7 @@ def targets_of(
     labels = np.concatenate([planted.pool.labels, run.val.labels])
     kinds = np.concatenate([planted.kinds, np.full(len(run.val), -1)])
     seen = np.concatenate([enough_shadows(members), ~outside[0]])
-    memorised, accuracy = overfitted(planted.pool, run.val, everyone, run.context.seed % 2**31)
+    memorised, accuracy = overfitted(planted.pool, run.val, everyone, run.context.seed)
     names = [name for name in ("teacher", "student") if name in parts[0]]
     logits = {SANITY: memorised} | {name: np.stack([p[name] for p in parts]) for name in names}
     targets = {

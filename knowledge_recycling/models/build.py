@@ -21,7 +21,7 @@ def build_classifier(
 ) -> Classifier:
     """Returns a classifier of images of `shape` (C,H,W), its weights a function of (seed, name)."""
     build = kind_module("models.classifiers", config.kind).Classifier
-    with _initial_weights(seed, name):
+    with initial_weights(seed, name):
         classifier: Classifier = build(config, shape, num_classes)
     return place(classifier, fabric)
 
@@ -31,13 +31,14 @@ def build_generator(
 ) -> Generator:
     """Returns a generator of images of `shape` (C,H,W), its weights a function of (seed, name)."""
     build = kind_module("models.generators", config.kind).Generator
-    with _initial_weights(seed, name):
+    with initial_weights(seed, name):
         generator: Generator = build(config, shape, num_classes)
     return place(generator, fabric)
 
 
 @contextmanager
-def _initial_weights(seed: int, name: str) -> Iterator[None]:
+def initial_weights(seed: int, name: str) -> Iterator[None]:
+    """Makes networks built within get the initial weights of (seed, name)."""
     # torch draws initial weights from its global generator: it is set, and put back after
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, name, "weights"))

@@ -17,6 +17,7 @@ from torch import nn
 
 from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.models.build import initial_weights
 from knowledge_recycling.privacy.attacks import label_only, lira, rmia, threshold, trained
 from knowledge_recycling.privacy.canaries import KINDS
 from knowledge_recycling.privacy.many import ManyTraining, Pool, logits_of_many, train_many
@@ -155,8 +156,7 @@ def overfitted(
     images = torch.cat([to_unit(pool.images), to_unit(population.images)]).contiguous()
     labels = torch.from_numpy(np.concatenate([pool.labels, population.labels]))
     count = members.shape[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with initial_weights(seed, "overfitted"):
         networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(count)]
     size = int(members[0].sum())
     config = ManyTraining(epochs=100, batch_size=min(50, size), learning_rate=0.02)
