@@ -140,7 +140,8 @@ def _baseline(counts: Sequence[int]) -> float | None:
 def _attack_rows(result: Result) -> AttackRows:
     """Returns the primary and the strongest attack on each target, and apart from them the rest."""
     primary = result.audit.primary_attack if result.audit else None
-    main, others = [], []
+    main: list[AttackRow] = []
+    others: list[AttackRow] = []
     for target, attacks in result.privacy.items():
         strongest = max(attacks, key=lambda name: attacks[name].auc or 0.0)
         for name, attack in attacks.items():
