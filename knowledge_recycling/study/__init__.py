@@ -1,0 +1,1 @@
+"""Studies: data sets x seeds x ablation rows, as one table and one figure."""
