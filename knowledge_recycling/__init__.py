@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knowledge_recycling.errors import DataError, KRError, RecipeError, RunError
-    from knowledge_recycling.pipeline import run
+    from knowledge_recycling.pipeline import audit, release, run
     from knowledge_recycling.recipe import Recipe
+    from knowledge_recycling.releasing.student import load
     from knowledge_recycling.reporting.report import write_report
     from knowledge_recycling.reporting.result import Result, read_result
 
@@ -27,7 +28,10 @@ __all__ = [
     "RecipeError",
     "Result",
     "RunError",
+    "audit",
+    "load",
     "read_result",
+    "release",
     "run",
     "write_report",
 ]
@@ -39,7 +43,10 @@ _HOMES = {
     "RecipeError": "errors",
     "Result": "reporting.result",
     "RunError": "errors",
+    "audit": "pipeline",
+    "load": "releasing.student",
     "read_result": "reporting.result",
+    "release": "pipeline",
     "run": "pipeline",
     "write_report": "reporting.report",
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from knowledge_recycling.config import kind_module
+from knowledge_recycling.config import PluginConfig, kind_module
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet, Splits
 from knowledge_recycling.models.build import build_classifier, build_generator, frozen
@@ -19,9 +19,8 @@ from knowledge_recycling.recycling.distillation import (
     StudentConfig,
     Teacher,
     student_knobs,
-    with_knobs,
 )
-from knowledge_recycling.recycling.synthesis import Source, class_prior
+from knowledge_recycling.recycling.synthesis import Source, class_prior, mixed
 from knowledge_recycling.storage import read_json, read_weights
 from knowledge_recycling.training.classifier import WEIGHTS
 
@@ -39,6 +38,24 @@ class Run:
     digests: Mapping[str, str]
     """SHA-256 of each split by name, computed once: a set may be large."""
     context: Context
+    further: str | None = None
+    """Which of the further generators the run is seen for; `None`: the recipe's `generator`."""
+
+    @property
+    def generator(self) -> PluginConfig:
+        """The generator the run is seen for."""
+        recipe = self.recipe
+        return recipe.generator if self.further is None else recipe.further_generators[self.further]
+
+    @property
+    def part(self) -> str:
+        """Folder of the generator within the stages that each generator has for itself."""
+        return "" if self.further is None else f"generator-{self.further}"
+
+    @property
+    def of_further(self) -> list[Run]:
+        """The run as seen for each further generator."""
+        return [replace(self, further=name) for name in self.recipe.further_generators]
 
     @property
     def members(self) -> ImageSet:
@@ -67,13 +84,18 @@ def new_classifier(run: Run, who: Literal["teacher", "student"]) -> Classifier:
 def new_generator(run: Run) -> Generator:
     """Returns the untrained generator."""
     return build_generator(
-        run.recipe.generator,
+        run.generator,
         run.members.shape,
         run.members.num_classes,
         fabric=run.context.fabric,
         seed=run.context.seed,
-        name="generator",
+        name=generator_name(run),
     )
+
+
+def generator_name(run: Run) -> str:
+    """Returns what names the generator's random streams and progress line."""
+    return "generator" if run.further is None else f"generator {run.further}"
 
 
 def load_teacher(run: Run) -> Teacher:
@@ -92,18 +114,18 @@ def load_student(run: Run) -> Classifier:
 
 def candidate_files(run: Run) -> list[Path]:
     """Returns the weights of the candidates, oldest first."""
-    return sorted((run.folder / "generator").glob("candidate-*.safetensors"))
+    return sorted((run.folder / "generator" / run.part).glob("candidate-*.safetensors"))
 
 
 def chosen_candidate(run: Run) -> Path:
     """Returns the weights of the candidate that Checkpoint Optimisation chose."""
-    name = chosen(run.folder / "candidates/candidates.json")["name"]
-    return run.folder / "generator" / f"{name}.safetensors"
+    name = chosen(run.folder / "candidates" / run.part / "candidates.json")["name"]
+    return run.folder / "generator" / run.part / f"{name}.safetensors"
 
 
 def chosen_knobs(run: Run) -> Knobs:
     """Returns the knobs that Tuning chose."""
-    knobs: Knobs = chosen(run.folder / "tuning/trials.json")["knobs"]
+    knobs: Knobs = chosen(run.folder / "tuning" / run.part / "trials.json")["knobs"]
     return knobs
 
 
@@ -113,15 +135,19 @@ def chosen(table: Path) -> dict[str, Any]:
     return row
 
 
-def generator_knobs(recipe: Recipe) -> dict[str, Knob]:
-    """Returns the knobs of the recipe's kind of generator."""
-    knobs: dict[str, Knob] = kind_module("models.generators", recipe.generator.kind).KNOBS
+def generator_knobs(run: Run) -> dict[str, Knob]:
+    """Returns the knobs of the kind of generator."""
+    knobs: dict[str, Knob] = kind_module("models.generators", run.generator.kind).KNOBS
     return knobs
 
 
-def known_knobs(recipe: Recipe) -> dict[str, Knob]:
-    """Returns all knobs that tuning may turn: the generator's and the student's."""
-    return generator_knobs(recipe) | student_knobs(recipe.student)
+def known_knobs(run: Run) -> dict[str, Knob]:
+    """Returns all knobs that tuning may turn: the generator's and the student's.
+
+    There is one student, so its knobs are tuned with the recipe's `generator` only.
+    """
+    own = generator_knobs(run)
+    return own if run.further is not None else own | student_knobs(run.recipe.student)
 
 
 def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> Source:
@@ -129,7 +155,7 @@ def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> So
     generator = new_generator(run)
     read_weights(candidate, generator)
     synthesis = run.recipe.student.synthesis
-    own = generator_knobs(run.recipe)
+    own = generator_knobs(run)
     return Source(
         generator=frozen(generator),
         knobs={name: value for name, value in knobs.items() if name in own},
@@ -140,15 +166,24 @@ def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> So
     )
 
 
+def chosen_source(run: Run, teacher: Teacher) -> Source:
+    """Returns the generators, each with its chosen candidate and knobs, in equal shares."""
+    return mixed(
+        [
+            load_source(each, teacher, chosen_candidate(each), chosen_knobs(each))
+            for each in (run, *run.of_further)
+        ]
+    )
+
+
 def lesson_of(
-    run: Run, candidate: Path, knobs: Knobs, *, config: StudentConfig, name: str
+    run: Run, teacher: Teacher, source: Source, *, config: StudentConfig, name: str
 ) -> Lesson:
-    """Returns the lesson of a student of `config` on a candidate's images."""
-    teacher = load_teacher(run)
+    """Returns the lesson of a student of `config` on the images of `source`."""
     balanced = run.recipe.teacher.training.balance != "none"
     return Lesson(
-        config=with_knobs(config, knobs),
-        source=load_source(run, teacher, candidate, knobs),
+        config=config,
+        source=source,
         teacher=teacher,
         teacher_prior=class_prior(run.members, "balanced" if balanced else "real"),
         num_train=len(run.members),

@@ -35,6 +35,7 @@ errors = Console(stderr=True)
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe in TOML; write one with: kr new.")]
 RunPath = Annotated[Path, typer.Argument(help="Run folder.")]
+BundlePath = Annotated[Path, typer.Argument(help="Bundle that `kr release` wrote.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads the annotation at run time)
     typer.Option("--set", help="Change a key of the recipe: --set seed=1. May be repeated."),
@@ -112,6 +113,80 @@ def audit(run: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> No
     result = pipeline.audit(run, overrides or (), reporter=make_reporter(errors, quiet=quiet))
     if result is not None:
         console.print(verdict(result).leakage, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def release(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(help="Folder of the bundle; must not exist yet.")],
+    images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Synthetic images; by default as many as one set has."),
+    ] = None,
+    generator: Annotated[bool, typer.Option("--generator", help="Add the generator.")] = False,
+    override: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Reason to release against the policy; the cards will say it."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="What the cards call the real set.")
+    ] = "private image set",
+) -> None:
+    """Write what may leave the building, if the release policy allows it."""
+    from knowledge_recycling import pipeline
+    from knowledge_recycling.progress import make_reporter
+    from knowledge_recycling.releasing.bundle import Order
+
+    order = Order(images=images, name=name, with_generator=generator, override=override)
+    count = pipeline.release(run, out, order, reporter=make_reporter(errors, quiet=False))
+    console.print(f"released {count} files to {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(bundle: BundlePath) -> None:
+    """Check that a bundle is as it was released."""
+    from knowledge_recycling.releasing.manifest import verify as check_bundle
+
+    console.print(f"{check_bundle(bundle)} files, all as released", markup=False)
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
+    table: Annotated[Path, typer.Option("--csv", help="Table to write.")],
+) -> None:
+    """Classify a folder of images with the student of a bundle."""
+    from knowledge_recycling.releasing.predict import predict_folder
+    from knowledge_recycling.releasing.student import load
+
+    count = predict_folder(load(bundle), folder, table)
+    console.print(f"classified {count} images: {table}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def study(
+    study: Annotated[Path, typer.Argument(help="Study in TOML: sets, seeds and rows.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder; by default runs/ and the study's name."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and which are done, and stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare rows of an ablation over sets and seeds, or go on where it stopped."""
+    from knowledge_recycling.progress import make_reporter
+    from knowledge_recycling.study.plan import Study
+    from knowledge_recycling.study.run import listing, run_study
+
+    loaded, out = Study.load(study), out or Path("runs") / study.stem
+    if dry_run:
+        console.print(listing(loaded, out), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = run_study(loaded, out, reporter=make_reporter(errors, quiet=quiet))
+    console.print(table, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

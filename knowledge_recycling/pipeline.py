@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,19 @@ from knowledge_recycling.errors import RecipeError, RunError
 from knowledge_recycling.progress import Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.recycling.tuning import chosen_space
+from knowledge_recycling.releasing import bundle as bundles
+from knowledge_recycling.releasing.bundle import Order
 from knowledge_recycling.reporting.report import write_report
-from knowledge_recycling.reporting.result import Result, read_result
-from knowledge_recycling.rundir import Fingerprint, flattened, locked, output_digest, perform
+from knowledge_recycling.reporting.result import Result, parse_result, read_result
+from knowledge_recycling.rundir import (
+    DONE,
+    Fingerprint,
+    check_done,
+    flattened,
+    locked,
+    output_digest,
+    perform,
+)
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.summary import RESULT, summarise
 
@@ -54,7 +64,13 @@ class Stage:
 
 STAGES = (
     Stage("teacher", stages.train_teacher, ("teacher",), (), ("train", "val")),
-    Stage("generator", stages.train_generator, ("generator", "generator_training"), (), ("train",)),
+    Stage(
+        "generator",
+        stages.train_generator,
+        ("generator", "further_generators", "generator_training"),
+        (),
+        ("train",),
+    ),
     Stage(
         "candidates",
         stages.optimise_checkpoint,
@@ -135,6 +151,7 @@ def run(
     with locked(out):
         if redo is not None:
             forget(out, redo)
+        recipe = with_earlier_audit(recipe, out)
         prepared = prepare(recipe, splits, out, reporter or SilentReporter())
         if until == DATA_STAGE:
             return None
@@ -167,16 +184,77 @@ def audit(
     Raises:
         RunError: There is no run in the folder; and what `run` raises.
     """
-    given = Path(out) / GIVEN
-    if not given.exists():
+    recipe = given_recipe(Path(out), overrides, {"audit": {"shadows": DEFAULT_SHADOWS}})
+    return run(recipe, out, reporter=reporter)
+
+
+def release(
+    out: Path | str,
+    bundle: Path | str,
+    order: Order | None = None,
+    *,
+    reporter: Reporter | None = None,
+) -> int:
+    """Writes what may leave the building of the run in `out` to `bundle`; returns its files.
+
+    Args:
+        out: The run folder.
+        bundle: A folder that does not exist yet.
+        order: Number of images, generator or not, reason for an override.
+        reporter: Told of the progress; unset: nobody is.
+
+    Raises:
+        RunError: The run is unfinished or damaged, its policy refuses the release, or the bundle
+            cannot be written.
+    """
+    out = Path(out)
+    recipe = given_recipe(out)
+    if recipe.further_generators:
         raise RunError(
-            "there is no run to audit", where=out, next_step="make one with: kr run RECIPE"
+            "a run with several generators cannot be released yet",
+            where=out,
+            expected="no further_generators",
+            got=", ".join(recipe.further_generators),
+            next_step="release a run with one generator",
         )
-    values = read_json(given)
-    values["audit"] = {"shadows": DEFAULT_SHADOWS} | values.get("audit", {})
+    splits = load_splits(recipe.data)
+    with locked(out):
+        prepared = prepare(recipe, splits, out, reporter or SilentReporter())
+        for stage in stages_of(recipe):
+            if not (out / stage.name / DONE).exists():
+                raise RunError(
+                    "the run is not finished",
+                    where=out / stage.name,
+                    next_step="finish it with: kr run RECIPE --out RUN",
+                )
+            check_done(out / stage.name, fingerprint(stage, prepared))
+        result = parse_result(summarise(prepared, recipe))
+        return bundles.release(prepared, result, Path(bundle), order or Order())
+
+
+def with_earlier_audit(recipe: Recipe, out: Path) -> Recipe:
+    """Returns the recipe with the audit that the run in `out` has had, if it names none itself."""
+    if recipe.audit.shadows or not (out / "audit").exists():
+        return recipe
+    return recipe.model_copy(update={"audit": given_recipe(out).audit})
+
+
+def given_recipe(
+    out: Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Returns the recipe of a run folder as it was given, changed by `overrides`.
+
+    Raises:
+        RunError: There is no run in the folder.
+    """
+    if not (out / GIVEN).exists():
+        raise RunError("there is no run in this folder", where=out, next_step="kr run RECIPE")
+    values = read_json(out / GIVEN)
+    for table, settings in (defaults or {}).items():
+        values[table] = settings | values.get(table, {})
     for override in overrides:
         apply_override(values, override)
-    return run(Recipe.from_dict(values), out, reporter=reporter)
+    return Recipe.from_dict(values)
 
 
 def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Run:
@@ -209,8 +287,11 @@ def check_before_training(run: Run) -> None:
     """
     new_classifier(run, "teacher")
     new_classifier(run, "student")
-    new_generator(run)
-    chosen_space(run.recipe.tuning, known_knobs(run.recipe))
+    for each in (run, *run.of_further):
+        new_generator(each)
+    known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
+    chosen_space(run.recipe.tuning, known | known_knobs(run))
+    check_supported(run.recipe)
     sizes = {
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
         "generator_training.batch_size": run.recipe.generator_training.batch_size,
@@ -224,6 +305,22 @@ def check_before_training(run: Run) -> None:
                 got=size,
                 next_step="leave the key out, or add images",
             )
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Checks that nothing is asked for that is there for one generator only.
+
+    Raises:
+        RecipeError: An audit of several generators is.
+    """
+    if recipe.further_generators and recipe.audit.shadows:
+        raise RecipeError(
+            "a run with several generators cannot be audited yet",
+            where="audit.shadows",
+            expected="0, or no further_generators",
+            got=f"{recipe.audit.shadows}, and {', '.join(recipe.further_generators)}",
+            next_step="leave one of them out",
+        )
 
 
 def describe(splits: Splits, folder: Path) -> None:

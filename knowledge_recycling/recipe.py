@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import Config, Facts, PluginConfig, plugin, validate
 from knowledge_recycling.data.sources import SourceConfig
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.privacy.audit import AuditConfig
+from knowledge_recycling.privacy.policy import ReleasePolicy
 from knowledge_recycling.recycling.distillation import StudentConfig
 from knowledge_recycling.recycling.scoring import SelectionConfig
 from knowledge_recycling.recycling.tuning import TuningConfig
@@ -59,21 +60,38 @@ class Recipe(Config):
         default_factory=dict, validate_default=True
     )
     """The kind of generator and its own settings."""
+    further_generators: dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")],
+        Annotated[PluginConfig, *plugin("models.generators", "further_generators", "flow")],
+    ] = Field(default_factory=dict)
+    """More generators, each a table with a name of yours; all draw equal shares of every class of
+    a synthetic set. An empty table is another training of `generator`, with its own randomness."""
     generator_training: GeneratorTraining = GeneratorTraining()
-    """Length and batches of the generator's training, whatever its kind."""
+    """Length and batches of each generator's training, whatever its kind."""
     selection: SelectionConfig = SelectionConfig()
     tuning: TuningConfig = TuningConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     audit: AuditConfig = AuditConfig()
+    release: ReleasePolicy = ReleasePolicy()
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_tables_repeat_the_generator(cls, values: Any) -> Any:
+        further = values.get("further_generators") if isinstance(values, Mapping) else None
+        if not isinstance(further, Mapping):
+            return values
+        same = values.get("generator", {})
+        return {**values, "further_generators": {k: v or same for k, v in further.items()}}
 
     def completed(self, facts: Facts) -> Self:
         """Returns the recipe with every underived field filled in from the set."""
-        recipe = self
+        further = {name: each.completed(facts) for name, each in self.further_generators.items()}
+        recipe = self.model_copy(update={"further_generators": further})
         if "classifier" not in self.student.model_fields_set:
             student = self.student.model_copy(update={"classifier": self.teacher.classifier})
-            recipe = self.model_copy(update={"student": student})
+            recipe = recipe.model_copy(update={"student": student})
         return super(Recipe, recipe).completed(facts)
 
     @classmethod

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from knowledge_recycling.artefacts import (
     candidate_files,
     chosen_candidate,
     chosen_knobs,
+    chosen_source,
+    generator_name,
     known_knobs,
     lesson_of,
     load_source,
@@ -34,11 +38,11 @@ from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
-from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil
+from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil, with_knobs
 from knowledge_recycling.recycling.scoring import Score, best_of, cheap, read_score, score
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
-from knowledge_recycling.recycling.tuning import chosen_space, tune
-from knowledge_recycling.rundir import SCRATCH, flattened
+from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
+from knowledge_recycling.rundir import SCRATCH, flattened, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.training.batches import Shuffled, class_weights
 from knowledge_recycling.training.classifier import (
@@ -81,32 +85,47 @@ def train_teacher(run: Run, folder: Path) -> None:
     write_json(folder / "teacher.json", {"temperature": temperature, "best": best})
 
 
+def for_each_generator(run: Run, folder: Path, work: Callable[[Run, Path], None]) -> None:
+    """Does a stage's work for each generator; that of a further one is a part of the stage.
+
+    Parts come first: the stage that goes on then skips what is done, and the rest is its own.
+    """
+    for each in run.of_further:
+        perform(folder / each.part, {"generator": each.further}, partial(work, each))
+    work(run, folder)
+
+
 def train_generator(run: Run, folder: Path) -> None:
-    """Trains the generator and saves its candidates along the way."""
+    """Trains each generator and saves its candidates along the way."""
+    for_each_generator(run, folder, train_one)
+
+
+def train_one(run: Run, folder: Path) -> None:
+    """Trains one generator."""
     config, members = run.recipe.generator_training, run.members
-    context = run.context
+    context, name = run.context, generator_name(run)
     generator = new_generator(run)
-    module = kind_module("models.generators", run.recipe.generator.kind)
-    objective = module.Objective(generator, run.recipe.generator, context.fabric)
+    module = kind_module("models.generators", run.generator.kind)
+    objective = module.Objective(generator, run.generator, context.fabric)
     batches = Shuffled(
         members,
         config.batch_size,
         seed=context.seed,
-        name="generator",
+        name=name,
         balance=config.balance,
         device=context.fabric.device,
     )
     plan = Plan(
         seed=context.seed,
-        name="generator",
+        name=name,
         images_seen=config.images_seen,
         batch_size=config.batch_size,
         snapshots=config.candidate_shares,
     )
-    with context.reporter.task("generator", config.images_seen) as advance:
+    with context.reporter.task(name, config.images_seen) as advance:
         train(
             objective,
-            augmented(batches, config.augment, context.seed, "generator"),
+            augmented(batches, config.augment, context.seed, name),
             plan,
             SaveCandidates(folder),
             folder=folder,
@@ -115,7 +134,12 @@ def train_generator(run: Run, folder: Path) -> None:
 
 
 def optimise_checkpoint(run: Run, folder: Path) -> None:
-    """Checkpoint Optimisation: scores each candidate with default knobs and chooses the best."""
+    """Checkpoint Optimisation of each generator."""
+    for_each_generator(run, folder, optimise_one)
+
+
+def optimise_one(run: Run, folder: Path) -> None:
+    """Scores each candidate of one generator with default knobs and chooses the best."""
     candidates = candidate_files(run)
     scores = [
         score(cheap_lesson(run, path, {}), {"part": path.stem}, folder / path.stem, run.context)
@@ -130,18 +154,22 @@ def optimise_checkpoint(run: Run, folder: Path) -> None:
 
 
 def tune_knobs(run: Run, folder: Path) -> None:
-    """Tuning: searches the knobs with which the chosen candidate teaches best."""
+    """Tuning of each generator."""
+    for_each_generator(run, folder, tune_one)
+
+
+def tune_one(run: Run, folder: Path) -> None:
+    """Searches the knobs with which the chosen candidate of one generator teaches best."""
     candidate = chosen_candidate(run)
 
     def try_knobs(number: int, knobs: Knobs) -> Score:
         if number == 0:  # the defaults: Checkpoint Optimisation has scored them
-            return read_score(run.folder / "candidates" / candidate.stem)
+            return read_score(run.folder / "candidates" / run.part / candidate.stem)
         part = {"part": number, **flattened("knobs", dict(knobs))}
         lesson = cheap_lesson(run, candidate, knobs)
         return score(lesson, part, folder / f"trial-{number:03d}", run.context)
 
-    space = chosen_space(run.recipe.tuning, known_knobs(run.recipe))
-    trials = tune(run.recipe.tuning, space, try_knobs, run.context.seed)
+    trials = tune(run.recipe.tuning, tuned_space(run), try_knobs, run.context.seed)
     best = best_of([trial.score for trial in trials], favourite=0, where=folder)
     table = [
         {"trial": i, "knobs": trial.knobs, "chosen": i == best, **asdict(trial.score)}
@@ -150,18 +178,34 @@ def tune_knobs(run: Run, folder: Path) -> None:
     write_json(folder / "trials.json", table)
 
 
+def tuned_space(run: Run) -> Space:
+    """Returns the knobs to tune of one generator: of the recipe's, those that it has."""
+    config, known = run.recipe.tuning, known_knobs(run)
+    if run.recipe.further_generators:  # another generator may have the others
+        choices = {name: values for name, values in config.choices.items() if name in known}
+        knobs = tuple(name for name in config.knobs if name in known)
+        config = config.model_copy(update={"knobs": knobs, "choices": choices})
+    return chosen_space(config, known)
+
+
 def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
     """Returns the lesson of the cheap student that scores a candidate with some knobs."""
-    config = cheap(run.recipe.student, run.recipe.selection)
-    return lesson_of(run, candidate, knobs, config=config, name="cheap student")
+    config = with_knobs(cheap(run.recipe.student, run.recipe.selection), knobs)
+    teacher = load_teacher(run)
+    source = load_source(run, teacher, candidate, knobs)
+    return lesson_of(run, teacher, source, config=config, name="cheap student")
 
 
 def distil_student(run: Run, folder: Path) -> None:
-    """GKD: trains the student on the chosen candidate's images, with the chosen knobs."""
-    student = run.recipe.student
-    lesson = lesson_of(
-        run, chosen_candidate(run), chosen_knobs(run), config=student, name="student"
-    )
+    """GKD: trains the student on the chosen candidates' images, with the chosen knobs."""
+    teacher = load_teacher(run)
+    config = with_knobs(run.recipe.student, chosen_knobs(run))
+    lesson = lesson_of(run, teacher, chosen_source(run, teacher), config=config, name="student")
+    learn(lesson, run, folder)
+
+
+def learn(lesson: Lesson, run: Run, folder: Path) -> None:
+    """Trains a student and writes what it reached and what its images took."""
     records = distil(lesson, folder, run.context)
     write_json(
         folder / "student.json",
@@ -209,7 +253,7 @@ def evaluate(run: Run, folder: Path) -> None:
 def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
     config = run.recipe.evaluation
-    source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    source = chosen_source(run, teacher)
     # with the real shares of the classes, so that the distances speak of the images alone
     source = replace(source, prior=class_prior(run.members, "real"))
     size = max(config.quality_images, config.grid_images * run.members.num_classes)

@@ -27,7 +27,7 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
     trials = read_json(run.folder / "tuning/trials.json")
     evaluation = read_json(run.folder / "evaluation/evaluation.json")
     audited = run.folder / "audit/audit.json"
-    audit = read_json(audited) if audited.exists() else {"privacy": {}, "audit": None}
+    audit = read_json(audited) if run.recipe.audit.shadows else {"privacy": {}, "audit": None}
     return {
         "schema": "1",
         "dataset": {
@@ -47,6 +47,9 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         },
         "candidates": candidates,
         "tuning": trials,
+        "further_generators": {
+            str(each.further): further_generator(each) for each in run.of_further
+        },
         "selection": selection(run, candidates, trials),
         "quality": read_json(run.folder / "evaluation/quality.json"),
         "privacy": audit["privacy"],
@@ -55,6 +58,20 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         "changed_settings": changed_settings(given),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "digests": dict(run.digests),
+    }
+
+
+def further_generator(run: Run) -> dict[str, Any]:
+    """Returns what was tried and chosen for the further generator that `run` is seen for."""
+    candidates, trials = (
+        run.folder / stage / run.part / table
+        for stage, table in (("candidates", "candidates.json"), ("tuning", "trials.json"))
+    )
+    return {
+        "kind": run.generator.kind,
+        "chosen": {"candidate": chosen(candidates)["name"], "knobs": dict(chosen_knobs(run))},
+        "candidates": read_json(candidates),
+        "tuning": read_json(trials),
     }
 
 

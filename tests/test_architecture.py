@@ -16,8 +16,10 @@ NAME = ROOT.name
 
 LAYERS = (
     ("cli",),
+    ("study",),
     ("status", "template", "pipeline"),
     ("summary",),
+    ("releasing",),
     ("auditing",),
     ("stages",),
     ("artefacts",),

@@ -81,5 +81,5 @@ def test_a_failed_shadow_is_left_out_and_counted(
 
 
 def test_a_folder_without_a_run_cannot_be_audited(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run to audit"):
+    with pytest.raises(RunError, match="no run in this folder"):
         pipeline.audit(tmp_path / "nothing")

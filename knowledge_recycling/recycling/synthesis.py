@@ -6,8 +6,8 @@ Shapes: M images of a synthetic set, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -79,6 +79,13 @@ class Source:
     teacher: nn.Module
     """Asked by the filter only."""
     tally: Tally = field(default_factory=Tally)
+    further: tuple[Source, ...] = ()
+    """Sources whose generators and knobs draw equal shares of each class beside this one's."""
+
+
+def mixed(sources: Sequence[Source]) -> Source:
+    """Returns one source that draws each class in equal shares from all of `sources`."""
+    return replace(sources[0], further=tuple(sources[1:]))
 
 
 def class_prior(real: ImageSet, prior: Literal["balanced", "real"]) -> npt.NDArray[np.float64]:
@@ -99,13 +106,29 @@ def draw_labels(
     return random.permutation(labels).astype(np.int64)
 
 
+def draw_owners(
+    labels: npt.NDArray[np.int64], num_generators: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Returns which generator draws each image, [M], from 0.
+
+    They take turns within each class, so that their shares of it are within one image; chance says
+    who begins.
+    """
+    owners = np.zeros_like(labels)
+    for k in np.unique(labels):
+        turns = np.arange(np.sum(labels == k)) + random.integers(num_generators)
+        owners[labels == k] = turns % num_generators
+    return owners
+
+
 def draw_set(
     source: Source, size: int, path: Path, names: tuple[Name, ...], context: Context
 ) -> None:
     """Writes a synthetic set of `size` images to `path`.npy and its labels beside it.
 
     Images are written as they come, so memory does not grow with `size`. The set is a function of
-    the generator's weights, the knobs, the run's seed and `names`.
+    the generators' weights, their knobs, the run's seed and `names`; labels and seeds are the same
+    whichever generator draws.
 
     Raises:
         DataError: The filter rejected every image of a class.
@@ -113,7 +136,9 @@ def draw_set(
     """
     labels = draw_labels(source.prior, size, numpy_rng(context.seed, *names, "labels"))
     first_seed = named_seed(context.seed, *names, "latents") >> 1
-    images = _chunks(source, labels, first_seed, context)
+    turns = numpy_rng(context.seed, *names, "generators")
+    owners = draw_owners(labels, 1 + len(source.further), turns)
+    images = _chunks(source, labels, owners, first_seed, context)
     with written_beside(path) as beside, beside.open("wb") as file:
         for index, chunk in enumerate(images):
             if index == 0:
@@ -140,9 +165,14 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def _chunks(
-    source: Source, labels: npt.NDArray[np.int64], first_seed: int, context: Context
+    source: Source,
+    labels: npt.NDArray[np.int64],
+    owners: npt.NDArray[np.int64],
+    first_seed: int,
+    context: Context,
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    source.generator.eval()
+    for each in (source, *source.further):
+        each.generator.eval()
     accepted = np.zeros(len(labels), dtype=bool)
     with context.reporter.task("sampling", len(labels)) as advance:
         for start in range(0, len(labels), CHUNK):
@@ -150,7 +180,7 @@ def _chunks(
             began = time.monotonic()
             part = torch.from_numpy(labels[start : start + CHUNK]).to(context.fabric.device)
             seeds = torch.arange(len(part)) + (first_seed + start)
-            drawn = _draw_filtered(source, part, seeds, context)
+            drawn = _draw_shared(source, part, seeds, owners[start : start + CHUNK], context)
             accepted[start : start + CHUNK] = drawn.accepted.cpu().numpy()
             yield to_bytes(drawn.images).cpu().numpy()
             source.tally.seconds += time.monotonic() - began
@@ -161,9 +191,34 @@ def _chunks(
 
 
 def draw(source: Source, labels: Tensor, seeds: Tensor, context: Context) -> Tensor:
-    """Returns unfiltered images [M,C,H,W] in [-1, 1] for labels [M] and seeds [M]."""
+    """Returns unfiltered images [M,C,H,W] in [-1, 1] for labels [M] and seeds [M].
+
+    They are of the source's own generator, whatever is mixed in.
+    """
     with context.fabric.autocast():
         return source.generator.sample(labels, seeds, source.knobs).float()
+
+
+def _draw_shared(
+    source: Source,
+    labels: Tensor,
+    seeds: Tensor,
+    owners: npt.NDArray[np.int64],
+    context: Context,
+) -> Filtered:
+    if not source.further:
+        return _draw_filtered(source, labels, seeds, context)
+    sources = (source, *source.further)
+    rows = [torch.from_numpy(np.flatnonzero(owners == i)) for i in range(len(sources))]
+    parts = [
+        _draw_filtered(each, labels[own.to(labels.device)], seeds[own], context)
+        for each, own in zip(sources, rows, strict=True)
+        if len(own)
+    ]
+    order = torch.cat(rows).argsort()
+    images = torch.cat([part.images.cpu() for part in parts])
+    accepted = torch.cat([part.accepted.cpu() for part in parts])
+    return Filtered(images[order], accepted[order])
 
 
 def _draw_filtered(source: Source, labels: Tensor, seeds: Tensor, context: Context) -> Filtered:

@@ -152,6 +152,15 @@ class Chosen(Part):
     knobs: dict[str, Any] = {}
 
 
+class FurtherGenerator(Part):
+    """What was tried and chosen for a generator beside the first."""
+
+    kind: str
+    chosen: Chosen
+    candidates: tuple[Candidate, ...] = ()
+    tuning: tuple[Trial, ...] = ()
+
+
 class Selection(Part):
     """What choosing a candidate and tuning gained on the validation split, and what it cost.
 
@@ -219,6 +228,8 @@ class Result(Part):
     chosen: Chosen = Chosen()
     candidates: tuple[Candidate, ...] = ()
     tuning: tuple[Trial, ...] = ()
+    further_generators: dict[str, FurtherGenerator] = {}
+    """By their names in the recipe; each draws as many images of a synthetic set as the first."""
     selection: Selection = Selection()
     quality: dict[str, Any] = {}
     privacy: dict[str, dict[str, Attack]] = {}
@@ -274,18 +285,29 @@ def shareable(result: Result) -> Result:
     """Returns the result without free text that may hold file names: warnings, failures, paths."""
     public = {key: value for key, value in result.changed_settings.items() if not _local(key)}
     withheld = dict.fromkeys(filter(_local, result.changed_settings), "withheld")
+    further = {
+        name: each.model_copy(update=_without_reasons(each))
+        for name, each in result.further_generators.items()
+    }
     return result.model_copy(
         update={
             "dataset": result.dataset.model_copy(update={"warnings": ()}),
             "changed_settings": public | withheld,
-            "candidates": tuple(_without_reason(each) for each in result.candidates),
-            "tuning": tuple(_without_reason(each) for each in result.tuning),
+            "further_generators": further,
         }
+        | _without_reasons(result)
     )
 
 
 def _local(key: str) -> bool:
     return key.startswith("data.")
+
+
+def _without_reasons(tried: Result | FurtherGenerator) -> dict[str, tuple[Scored, ...]]:
+    return {
+        "candidates": tuple(_without_reason(each) for each in tried.candidates),
+        "tuning": tuple(_without_reason(each) for each in tried.tuning),
+    }
 
 
 def _without_reason(scored: Scored) -> Scored:

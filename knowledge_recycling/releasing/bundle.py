@@ -1,0 +1,192 @@
+"""The bundle: all that may leave the building, by an allow-list, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from knowledge_recycling.artefacts import (
+    Run,
+    chosen_candidate,
+    chosen_knobs,
+    load_source,
+    load_student,
+    load_teacher,
+)
+from knowledge_recycling.data.images import to_unit
+from knowledge_recycling.errors import RunError
+from knowledge_recycling.randomness import numpy_rng
+from knowledge_recycling.recycling.distillation import Teacher
+from knowledge_recycling.recycling.synthesis import draw_set, open_set
+from knowledge_recycling.releasing.cards import write_cards
+from knowledge_recycling.releasing.croissant import write_croissant
+from knowledge_recycling.releasing.dataset import Copies, without_copies, write_npz, write_parquet
+from knowledge_recycling.releasing.gate import violations
+from knowledge_recycling.releasing.manifest import verify, write_manifest
+from knowledge_recycling.releasing.student import write_student
+from knowledge_recycling.reporting.result import Result, shareable
+from knowledge_recycling.storage import write_json
+
+PARQUET = "synthetic.parquet"
+NPZ = "synthetic.npz"
+GENERATOR = "generator.safetensors"
+SCRATCH = ".scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What was asked for beside the run itself."""
+
+    images: int | None = None
+    """Synthetic images; `None`: as many as one set of the student has."""
+    name: str = "private image set"
+    """What the cards call the real set: its file's name may tell too much."""
+    with_generator: bool = False
+    override: str | None = None
+    """Why it is released although the policy refuses it."""
+
+
+def release(run: Run, result: Result, out: Path, order: Order) -> int:
+    """Writes the bundle of a finished run to the new folder `out`; returns its number of files.
+
+    Args:
+        run: The run, its stages checked.
+        result: Its figures, made anew from the stages: a file could have been edited.
+        out: A folder that does not exist.
+        order: What is asked for.
+
+    Raises:
+        RunError: The policy refuses the release, the folder exists, or it cannot be written.
+    """
+    refused = violations(result, run.recipe.release)
+    if order.with_generator:
+        refused.append("the generator was not attacked: what it leaks is not known")
+    if refused and order.override is None:
+        raise RunError(
+            "the release policy refuses this run",
+            where=run.folder,
+            expected="all limits under [release] of the recipe kept",
+            got="; ".join(refused),
+            next_step="mend it, change the policy in the recipe, or give a reason with --override",
+        )
+    with new_folder(out) as beside:
+        dataset = result.dataset.model_copy(update={"name": order.name})
+        named = result.model_copy(update={"dataset": dataset})
+        fill(run, beside, order, shareable(named), refused)
+        write_manifest(beside)
+        return verify(beside)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder that takes the name `out` when all went well, and is removed otherwise.
+
+    Raises:
+        RunError: `out` exists, or the disk is full or read-only.
+    """
+    if out.exists():
+        raise RunError(
+            "the folder of the bundle exists already", where=out, next_step="name another"
+        )
+    beside = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(out)
+    except OSError as error:
+        raise RunError(
+            "no space left for the bundle"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "the bundle cannot be written",
+            where=out,
+            got=error.strerror or error,
+            next_step="free some space, or release to another folder",
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str]) -> None:
+    """Writes the files of the bundle, one by one from the allow-list."""
+    teacher = load_teacher(run)
+    students = run.recipe.student
+    assert students.classifier is not None
+    difference = write_student(
+        load_student(run), students.classifier, run.members.shape, run.members.class_names, bundle
+    )
+    copies = write_set(run, bundle, teacher, order.images or students.num_images(len(run.members)))
+    if order.with_generator:
+        shutil.copyfile(chosen_candidate(run), bundle / GENERATOR)
+        write_json(bundle / "generator.json", run.recipe.generator.model_dump(mode="json"))
+    about: dict[str, Any] = {
+        "images": len(copies.kept),
+        "copies": {key: value for key, value in asdict(copies).items() if key != "kept"},
+        "knobs": dict(chosen_knobs(run)),
+        "onnx_difference": difference,
+        "override": order.override,
+        "refused": refused,
+        "policy": run.recipe.release.model_dump(mode="json"),
+        "with_generator": order.with_generator,
+    }
+    write_json(bundle / "result.json", public_result(result))
+    write_json(bundle / "release.json", about)
+    write_cards(bundle, result, about)
+    write_croissant(bundle, result, PARQUET)
+    licence = files("knowledge_recycling.releasing").joinpath("LICENSE.bundle.txt")
+    (bundle / "LICENSE.txt").write_text(licence.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def public_result(result: Result) -> dict[str, Any]:
+    """Returns `result.json` as the bundle has it: figures, no paths, no digests of real images."""
+    public = result.model_copy(update={"digests": {}})
+    values = public.model_dump(mode="json")
+    return {"schema": values.pop("schema_version"), **values}
+
+
+def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
+    """Draws the bundle's synthetic set and writes it without copies of members."""
+    source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    path = bundle / SCRATCH / "synthetic.npy"
+    draw_set(source, size, path, ("release", "set"), run.context)
+    synthetic = open_set(path, run.members.class_names)
+    copies = without_copies(
+        synthetic,
+        run.members,
+        numpy_rng(run.context.seed, "release", "copies"),
+        run.recipe.generator_training.augment or (),
+    )
+    if len(copies.kept) == 0:
+        raise RunError(
+            "every synthetic image is a near copy of a real one",
+            where=run.folder,
+            got=f"all {size} are nearer than {copies.threshold:.3g} grey values",
+            next_step="train the generator shorter, or raise tuning's latent_std",
+        )
+    write_parquet(synthetic, copies.kept, soft_labels(run, teacher), bundle / PARQUET)
+    write_npz(synthetic, copies.kept, bundle / NPZ)
+    shutil.rmtree(bundle / SCRATCH)
+    return copies
+
+
+def soft_labels(run: Run, teacher: Teacher) -> Any:
+    """Returns the function from images [N,C,H,W] to the teacher's probabilities [N,K]."""
+    fabric = run.context.fabric
+
+    @torch.inference_mode()
+    def label(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        with fabric.autocast():
+            logits = teacher(to_unit(images).to(fabric.device))
+        return np.asarray(logits.double().softmax(dim=1).cpu().numpy())
+
+    return label
