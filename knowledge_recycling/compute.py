@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, TypeVar
 
 import torch
@@ -46,6 +47,8 @@ def make_fabric(config: ComputeConfig) -> Fabric:
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_fast_bf16(on_gpu=on_gpu) else "32-true"
+    # fabric says which precision it takes, on standard error, each time it is made
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     return Fabric(accelerator=config.accelerator, devices=1, precision=precision)
 
 
