@@ -29,8 +29,8 @@ from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
 from knowledge_recycling.training.classifier import (
-    ClassifierTraining,
     Fit,
+    StudentTraining,
     Targets,
     fit_classifier,
     hard_targets,
@@ -45,7 +45,7 @@ class StudentConfig(Config):
         PluginConfig, *plugin("models.classifiers", "student.classifier", "resnet")
     ] = DERIVED
     """The network; unset: the teacher's."""
-    training: ClassifierTraining = ClassifierTraining()
+    training: StudentTraining = StudentTraining()
     """Its training."""
     synthesis: SynthesisConfig = SynthesisConfig()
     """The images it learns from."""

@@ -84,6 +84,21 @@ class TeacherTraining(ClassifierTraining):
     """Answer to unequal classes: `none`, `loss` (weights) or `sampling` (equal draws)."""
 
 
+class StudentTraining(ClassifierTraining):
+    """How a student is trained.
+
+    The teacher labels each augmented image as it is, so that even augmentations which change the
+    class leave the label right: by default there are more of them, also those that make images
+    look as if they came from another device ("consistent teaching", Beyer et al. 2022,
+    arXiv 2106.05237).
+    """
+
+    def derived(self, facts: Facts) -> dict[str, Any]:
+        """Derives length, batch size and augmentation from the set."""
+        derived = super().derived(facts)
+        return derived | {"augment": (*derived["augment"], "intensity", "rotate", "noise")}
+
+
 class ClassifierObjective:
     """Cross-entropy to the targets of augmented batches, SGD with warm-up and cosine decay."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 1100 times the square root of the number of real images."""
+    """Length of training; unset: 20,000 times the fourth root of the number of real images."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
@@ -37,7 +36,7 @@ class GeneratorTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
         return {
-            "images_seen": round(1100 * math.sqrt(facts.num_train)),
+            "images_seen": round(20_000 * facts.num_train**0.25),
             "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }

@@ -33,7 +33,7 @@ from knowledge_recycling.recycling.distillation import (
     with_knobs,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
-from knowledge_recycling.training.classifier import WEIGHTS, ClassifierTraining
+from knowledge_recycling.training.classifier import WEIGHTS, StudentTraining
 
 SHAPE = (1, 8, 8)
 
@@ -66,7 +66,7 @@ def config(**changes: Any) -> StudentConfig:
     training |= changes.pop("training", {})
     return StudentConfig(
         classifier=resnet.Config(width=8, blocks=1),
-        training=ClassifierTraining(**training),
+        training=StudentTraining(**training),
         synthesis=SynthesisConfig(period=1),
         **changes,
     )

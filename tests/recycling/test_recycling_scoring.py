@@ -24,7 +24,7 @@ from knowledge_recycling.recycling.scoring import (
     score,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
-from knowledge_recycling.training.classifier import ClassifierTraining
+from knowledge_recycling.training.classifier import StudentTraining
 
 
 class Painter(nn.Module):
@@ -114,7 +114,7 @@ def test_all_failures_are_an_error_that_tells_them() -> None:
 
 def test_the_cheap_student_is_shorter_and_sees_one_smaller_set() -> None:
     student = StudentConfig(
-        training=ClassifierTraining(images_seen=1000),
+        training=StudentTraining(images_seen=1000),
         synthesis=SynthesisConfig(set_size=2.0, period=3),
         hard_weight=0.3,
     )
@@ -129,7 +129,7 @@ def lesson(make_set: Callable[..., ImageSet]) -> Callable[..., Lesson]:
     def make(paint: Callable[[Tensor], Tensor]) -> Lesson:
         student = StudentConfig(
             classifier=resnet.Config(width=8, blocks=1),
-            training=ClassifierTraining(images_seen=24, batch_size=8, augment=(), snapshots=1),
+            training=StudentTraining(images_seen=24, batch_size=8, augment=(), snapshots=1),
             synthesis=SynthesisConfig(period=0),
         )
         teacher = Teacher(Teacher0(), 1.0)

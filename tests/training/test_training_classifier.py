@@ -33,6 +33,8 @@ from knowledge_recycling.training.classifier import (
     ClassifierTraining,
     Fit,
     KeepBest,
+    StudentTraining,
+    TeacherTraining,
     fit_classifier,
     hard_targets,
     kept,
@@ -285,6 +287,15 @@ def test_derived_lengths_and_batches(
     assert config.batch_size == batch_size
     assert config.images_seen == round(1500 * math.sqrt(num_train))
     assert config.augment == ("shift", "cutout", "hflip")
+
+
+def test_a_student_is_shown_all_that_its_teacher_is_and_more(
+    make_facts: Callable[..., Facts],
+) -> None:
+    facts = make_facts(symmetries=("vflip",))
+    student, teacher = (each().completed(facts) for each in (StudentTraining, TeacherTraining))
+    assert set(student.augment) > set(teacher.augment)
+    assert (student.images_seen, student.batch_size) == (teacher.images_seen, teacher.batch_size)
 
 
 def test_images_reach_the_network_in_the_unit_range(
