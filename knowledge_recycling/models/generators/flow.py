@@ -23,11 +23,13 @@ from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
 from knowledge_recycling.models.averaging import power_average
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.models.latents import seeded_noise
+from knowledge_recycling.models.layers import zeroed
 
 KNOBS = {
     "latent_std": Knob(1.0, (0.9, 1.0, 1.1, 1.2)),
     "guidance": Knob(1.0, (1.0, 1.5, 2.0)),
-    "steps": Knob(3, (2, 3, 6)),
+    "steps": Knob(3, (2, 3, 6), tuned=False),
 }
 
 
@@ -109,13 +111,6 @@ def step_times(num_steps: int) -> list[float]:
     t = 1 - sin(pi/2 * i/n): with 3 to 6 steps a third of the error of equal steps.
     """
     return [1 - math.sin(math.pi / 2 * i / num_steps) for i in range(num_steps)] + [0.0]
-
-
-def seeded_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Returns standard normal noise [N, *shape], each image from its own seed (int64 [N])."""
-    generator = torch.Generator()
-    draws = (torch.randn(shape, generator=generator.manual_seed(s)) for s in seeds.tolist())
-    return torch.stack(list(draws))
 
 
 class Objective:
@@ -285,11 +280,3 @@ class Attention(nn.Module):
         gathered = gathered.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2)
         residual: Tensor = self.out(gathered)
         return x + residual
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Returns `layer` with zero weights, so that a residual branch starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
