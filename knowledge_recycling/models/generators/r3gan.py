@@ -4,10 +4,11 @@ Relativistic pairing loss with zero-centred gradient penalties on real and fake 
 residual bottlenecks without normalisation, a start in the manner of Fix-up, leaky ReLU, bilinear
 resampling and a learnt constant as the first map (section 4); labels enter both networks.
 
-The paper's bottleneck is inverted, with grouped convolutions. Their double backward, which the
-penalties need, is slow on a CPU: there the default narrows instead and convolves plainly. Of the
-paper's schedules (learning rate, penalty, averages) none is kept, since a generator's objective
-does not know the length of training; the weight average adapts to it by itself.
+The paper's bottleneck is inverted, with grouped convolutions, whose double backward the penalties
+need. On a CPU that is slow (docs/lab-book.md: a penalised step takes 9.5 forward passes, with plain
+narrow ones 6.3), so there the default narrows and convolves plainly. Of the paper's schedules
+(learning rate, penalty, averages) none is kept, since a generator's objective does not know the
+length of training; the weight average adapts to it by itself.
 
 Shapes: N images, C channels, H rows, W columns, Z numbers of a latent, D channels of a map.
 """
