@@ -13,12 +13,19 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from knowledge_recycling.compute import ComputeConfig
-from knowledge_recycling.config import Config, Facts, PluginConfig, plugin, validate
+from knowledge_recycling.config import (
+    Config,
+    Facts,
+    PluginConfig,
+    kind_module,
+    plugin,
+    validate,
+)
 from knowledge_recycling.data.sources import SourceConfig
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.privacy.audit import AuditConfig
 from knowledge_recycling.privacy.policy import ReleasePolicy
-from knowledge_recycling.recycling.distillation import StudentConfig
+from knowledge_recycling.recycling.distillation import KNOBS, StudentConfig
 from knowledge_recycling.recycling.scoring import SelectionConfig
 from knowledge_recycling.recycling.tuning import TuningConfig
 from knowledge_recycling.rundir import flattened
@@ -92,7 +99,16 @@ class Recipe(Config):
         if "classifier" not in self.student.model_fields_set:
             student = self.student.model_copy(update={"classifier": self.teacher.classifier})
             recipe = recipe.model_copy(update={"student": student})
+        if "knobs" not in self.tuning.model_fields_set:
+            tuning = self.tuning.model_copy(update={"knobs": self._knobs_worth_tuning()})
+            recipe = recipe.model_copy(update={"tuning": tuning})
         return super(Recipe, recipe).completed(facts)
+
+    def _knobs_worth_tuning(self) -> tuple[str, ...]:
+        kinds = [each.kind for each in (self.generator, *self.further_generators.values())]
+        families = [kind_module("models.generators", kind).KNOBS for kind in kinds]
+        knobs = [item for family in (*families, KNOBS) for item in family.items()]
+        return tuple(dict.fromkeys(name for name, knob in knobs if knob.tuned))
 
     @classmethod
     def load(cls, path: Path | str, overrides: Iterable[str] = ()) -> Recipe:

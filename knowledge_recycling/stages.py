@@ -30,11 +30,11 @@ from knowledge_recycling.artefacts import (
     new_classifier,
     new_generator,
 )
-from knowledge_recycling.config import kind_module
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
 from knowledge_recycling.evaluation.quality import measure_quality
 from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
+from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
@@ -105,8 +105,9 @@ def train_one(run: Run, folder: Path) -> None:
     config, members = run.recipe.generator_training, run.members
     context, name = run.context, generator_name(run)
     generator = new_generator(run)
-    module = kind_module("models.generators", run.generator.kind)
-    objective = module.Objective(generator, run.generator, context.fabric)
+    objective = build_objective(
+        generator, run.generator, fabric=context.fabric, seed=context.seed, name=name
+    )
     batches = Shuffled(
         members,
         config.batch_size,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.study.plan import Study
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,3 +30,20 @@ def test_a_shipped_recipe_is_valid_and_states_its_promise(path: Path) -> None:
     head = path.read_text(encoding="utf-8").split("\n[")[0]
     for word in ("command", "hardware", "time", "expected"):
         assert f"# {word}" in head, f"the head of {path.name} does not state: {word}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_a_shipped_study_is_valid_and_says_how_to_start_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert list(Study.load(path).cells())
+    assert f"# command   kr study studies/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_study_of_the_guide_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "study.toml").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    assert len(list(Study.load(tmp_path / "study.toml").cells())) == 2 * 3 * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -34,6 +35,15 @@ def build_generator(
     with initial_weights(seed, name):
         generator: Generator = build(config, shape, num_classes)
     return place(generator, fabric)
+
+
+def build_objective(
+    generator: Generator, config: PluginConfig, *, fabric: Fabric, seed: int, name: str
+) -> Any:
+    """Returns what `generator` minimises; weights of its own are a function of (seed, name)."""
+    build = kind_module("models.generators", config.kind).Objective
+    with initial_weights(seed, f"{name}: objective"):
+        return build(generator, config, fabric)
 
 
 @contextmanager

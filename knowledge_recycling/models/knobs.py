@@ -16,3 +16,5 @@ class Knob:
     default: float
     choices: tuple[float, ...]
     """In rising order, the default among them."""
+    tuned: bool = True
+    """Whether tuning turns it when the recipe does not name the knobs."""

@@ -9,7 +9,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +65,7 @@ class StudentConfig(Config):
 
 
 KNOBS = {
-    "temperature": Knob(1.0, (0.5, 1.0, 2.0)),
+    "temperature": Knob(1.0, (0.5, 1.0, 2.0), tuned=False),
     "hard_weight": Knob(0.0, (0.0, 0.3, 1.0)),
     "prior_correction": Knob(0.0, (0.0, 1.0)),
 }
@@ -74,7 +74,7 @@ KNOBS = {
 
 def student_knobs(config: StudentConfig) -> dict[str, Knob]:
     """Returns `KNOBS` with the recipe's own values as their defaults."""
-    return {name: Knob(getattr(config, name), knob.choices) for name, knob in KNOBS.items()}
+    return {name: replace(knob, default=getattr(config, name)) for name, knob in KNOBS.items()}
 
 
 def with_knobs(config: StudentConfig, knobs: Knobs) -> StudentConfig:

@@ -10,7 +10,7 @@ from typing import Literal
 import optuna
 from pydantic import Field, NonNegativeInt
 
-from knowledge_recycling.config import Config, did_you_mean
+from knowledge_recycling.config import DERIVED, Config, did_you_mean
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.randomness import named_seed
@@ -27,13 +27,9 @@ class TuningConfig(Config):
     sampler: Literal["tpe", "grid"] = "tpe"
     """`tpe` (of Optuna) first turns each knob once, then learns from earlier trials; `grid` visits
     the combinations in order."""
-    knobs: tuple[str, ...] = (
-        "latent_std",
-        "guidance",
-        "hard_weight",
-        "prior_correction",
-    )
-    """Names of the knobs that are turned; the others keep their defaults."""
+    knobs: tuple[str, ...] = DERIVED
+    """Names of the knobs that are turned, the others keep their defaults; unset: of the knobs that
+    generators and student have, those that are usually worth it, such as `latent_std`."""
     choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Values to try for a knob instead of its own."""
 

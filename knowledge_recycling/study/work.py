@@ -175,9 +175,9 @@ def adopt(run: Run, plain: Path) -> None:
             continue
         if ours.exists() or not (theirs / DONE).exists():
             return
-        wanted = json.loads(json.dumps(pipeline.fingerprint(stage, run)))
         if any(not (run.folder / name / DONE).exists() for name in stage.inputs):
             return
+        wanted = json.loads(json.dumps(pipeline.fingerprint(stage, run)))
         if (record_of(theirs) or {})["fingerprint"] == wanted:
             check_done(theirs)
             beside = ours.with_name(f".{ours.name}.part")

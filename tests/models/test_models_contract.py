@@ -18,7 +18,12 @@ from torch import Tensor
 
 from knowledge_recycling.config import Config, Facts, kind_module, known_kinds
 from knowledge_recycling.errors import RecipeError
-from knowledge_recycling.models.build import build_classifier, build_generator, frozen
+from knowledge_recycling.models.build import (
+    build_classifier,
+    build_generator,
+    build_objective,
+    frozen,
+)
 from knowledge_recycling.models.knobs import Knob
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import read_state, write_state
@@ -27,6 +32,15 @@ GENERATORS = known_kinds("models.generators")
 CLASSIFIERS = known_kinds("models.classifiers")
 SMALL: dict[str, dict[str, Any]] = {
     "flow": {"width": 8, "warmup_steps": 1, "learning_rate": 0.01},
+    "biggan": {
+        "width": 8,
+        "latent_size": 8,
+        "embedding_size": 8,
+        "learning_rate": 0.01,
+        "discriminator_learning_rate": 0.01,
+        "augment": (),
+    },
+    "r3gan": {"width": 8, "latent_size": 8, "embedding_size": 8, "learning_rate": 0.003},
     "resnet": {"width": 8, "blocks": 1},
     "timm": {"name": "test_resnet"},
 }
@@ -70,8 +84,8 @@ def generator(fabric: Fabric, small_config: Build) -> Build:
 def objective(fabric: Fabric, small_config: Build, generator: Build) -> Build:
     def build(kind: str, shape: Shape, num_classes: int) -> Any:
         config = small_config(kind, shape, num_classes)
-        module = kind_module("models.generators", kind)
-        return module.Objective(generator(kind, shape, num_classes), config, fabric)
+        network = generator(kind, shape, num_classes)
+        return build_objective(network, config, fabric=fabric, seed=0, name="g")
 
     return build
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
+from knowledge_recycling.config import Facts
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.recycling.scoring import Score
 from knowledge_recycling.recycling.tuning import TuningConfig, chosen_space, tune
 
@@ -134,3 +137,28 @@ def test_own_choices_replace_those_of_the_knob_and_keep_its_default() -> None:
     found = tune(config, space, lambda number, knobs: Score(cas=0.5, robust_cas=0.5, loss=1.0), 0)
     assert found[0].knobs == {"a": 1.0}
     assert {trial.knobs["a"] for trial in found} == {0.25, 1.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], ("latent_std", "guidance", "hard_weight", "prior_correction")),
+        (["generator.kind=biggan"], ("latent_std", "hard_weight", "prior_correction")),
+        (["generator.kind=r3gan"], ("latent_std", "hard_weight", "prior_correction")),
+        (
+            ["generator.kind=biggan", "further_generators.b.kind=flow"],
+            ("latent_std", "guidance", "hard_weight", "prior_correction"),
+        ),
+        (["generator.kind=biggan", "tuning.knobs=['truncation']"], ("truncation",)),
+        (["tuning.knobs=[]"], ()),
+    ],
+)
+def test_the_knobs_follow_from_the_kind_of_generator_unless_given(
+    make_facts: Callable[..., Facts], changes: list[str], expected: tuple[str, ...]
+) -> None:
+    values: dict[str, object] = {"data": {"kind": "digits"}}
+    for change in changes:
+        apply_override(values, change)
+    recipe = Recipe.from_dict(values).completed(make_facts())
+    assert recipe.tuning.knobs == expected
+    assert recipe.completed(make_facts()) == recipe

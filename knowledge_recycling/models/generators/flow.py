@@ -23,11 +23,13 @@ from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
 from knowledge_recycling.models.averaging import power_average
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.models.latents import seeded_noise
+from knowledge_recycling.models.layers import zeroed
 
 KNOBS = {
     "latent_std": Knob(1.0, (0.9, 1.0, 1.1, 1.2)),
     "guidance": Knob(1.0, (1.0, 1.5, 2.0)),
-    "steps": Knob(3, (2, 3, 6)),
+    "steps": Knob(3, (2, 3, 6), tuned=False),
 }
 
 
@@ -109,13 +111,6 @@ def step_times(num_steps: int) -> list[float]:
     t = 1 - sin(pi/2 * i/n): with 3 to 6 steps a third of the error of equal steps.
     """
     return [1 - math.sin(math.pi / 2 * i / num_steps) for i in range(num_steps)] + [0.0]
-
-
-def seeded_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Returns standard normal noise [N, *shape], each image from its own seed (int64 [N])."""
-    generator = torch.Generator()
-    draws = (torch.randn(shape, generator=generator.manual_seed(s)) for s in seeds.tolist())
-    return torch.stack(list(draws))
 
 
 class Objective:
@@ -296,11 +291,3 @@ def group_norm(channels: int) -> nn.GroupNorm:
     With 8 channels torch's bf16 channels-last kernel cannot fill a vector and is ten times slower.
     """
     return nn.GroupNorm(channels // (16 if channels % 16 == 0 else 8), channels)
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Returns `layer` with zero weights, so that a residual branch starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
