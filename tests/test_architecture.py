@@ -36,6 +36,7 @@ LAYERS = (
     ("config",),
     ("rundir",),
     ("storage",),
+    ("extras",),
     ("progress", "interruption", "randomness", "errors"),
 )
 """A module may import from its own package and from the layers below; names of a line are apart."""
