@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from knowledge_recycling.config import PluginConfig, kind_module
 from knowledge_recycling.errors import RunError
+from knowledge_recycling.extras import require
 from knowledge_recycling.models.build import frozen
 from knowledge_recycling.models.contracts import Classifier
-from knowledge_recycling.extras import require
 from knowledge_recycling.releasing.manifest import verify
 from knowledge_recycling.storage import read_json, read_weights, write_json, write_weights
 

@@ -21,7 +21,7 @@ Channels = Literal["auto", "grey", "rgb"]
 Content = Path | bytes
 """An encoded image: a file, or what one would hold."""
 
-_LARGEST_16_BIT = 65535
+LARGEST_16_BIT = 65535
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ def shorter_side(content: Content) -> int:
 
 
 def _stream(content: Content) -> BinaryIO:
-    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    if not isinstance(content, Path):
+        return io.BytesIO(content)
+    if content.exists() and not content.is_file():
+        raise ValueError("it is no file")  # opening a pipe would wait for ever
+    return content.open("rb")
 
 
 def decode(content: Content, side: int, channels: Channels) -> Decoded:
@@ -74,9 +78,9 @@ def wide(values: Image.Image, side: int) -> Decoded:
         ValueError: A value is below 0 or above 65535.
     """
     low, high = np.asarray(values).min(), np.asarray(values).max()
-    if low < 0 or high > _LARGEST_16_BIT:
+    if low < 0 or high > LARGEST_16_BIT:
         raise ValueError(f"its pixels are {low:g} to {high:g}, expected 8 or 16 bit")
-    square = np.asarray(centre_square(values, side)).clip(0, _LARGEST_16_BIT)  # bicubic overshoots
+    square = np.asarray(centre_square(values, side)).clip(0, LARGEST_16_BIT)  # bicubic overshoots
     return Decoded(np.rint(square)[None].astype(np.uint16), peak=int(high))
 
 

@@ -114,12 +114,19 @@ def _check_link(entry: Path, root: Path) -> None:
     """Refuses what would read outside the folder, and links to folders, which may form a loop."""
     if not entry.is_symlink():
         return
-    target = entry.resolve()
-    if target.is_dir() or not target.is_relative_to(root.resolve()):
+    if not stays_inside(entry, root) or entry.is_dir():
         raise DataError(
             "a symbolic link leads to a folder or out of the folder of images",
             where=entry,
             expected="links to files inside it only",
-            got=target,
+            got=entry.readlink(),
             next_step="copy the images to the place of the link",
         )
+
+
+def stays_inside(path: Path, root: Path) -> bool:
+    """Returns whether `path`, all links followed, is in `root` or below it."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        return False

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -112,11 +111,14 @@ def _readable(
     items: Sequence[Item], config: SquaresConfig, where: object, decoder: Decoder
 ) -> dict[str, Decoded]:
     """Returns the decoded images by name, without those that are skipped."""
+
+    def to_square(content: Content) -> Decoded:
+        return decoder.decode(content, side, config.channels)
+
     contents = [item.content for item in items]
-    with _decompression_bombs_refused(), ThreadPoolExecutor() as pool:
+    with _warnings_of_decoders(), ThreadPoolExecutor() as pool:
         sides = pool.map(_attempt(decoder.shorter_side), contents)
         side = config.image_size or _typical_side(sides)
-        to_square = partial(decoder.decode, side=side, channels=config.channels)
         attempts = list(pool.map(_attempt(to_square), contents))
     results = {item.name: attempt for item, attempt in zip(items, attempts, strict=True)}
     images = {name: got for name, got in results.items() if isinstance(got, Decoded)}
@@ -140,9 +142,13 @@ def _attempt(work: Callable[[Content], Result]) -> Callable[[Content], Result | 
 
 
 @contextmanager
-def _decompression_bombs_refused() -> Iterator[None]:
-    """Makes Pillow raise at its limit of pixels, where it only warns up to twice that limit."""
+def _warnings_of_decoders() -> Iterator[None]:
+    """Makes Pillow raise at its limit of pixels, where it only warns up to twice that limit.
+
+    Other warnings are silenced: they do not name the image, and may quote what it says of a person.
+    """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
