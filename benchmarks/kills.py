@@ -264,6 +264,7 @@ def main() -> None:
         while tally.kills < given.kills:
             disturb(references[tally.trials % 5 == 4], folder / "run", dice, tally)
             shutil.rmtree(folder / "run")
+            print(f"{tally.kills} kills, {len(tally.different)} differences", flush=True)
     print(f"{tally.kills} kills in {tally.trials} runs; at work: {dict(tally.in_stage)}")
     print(f"{tally.unfinished_files} left an unfinished file, {tally.states} a state of a training")
     print("\n".join(tally.different) or "all runs equal the undisturbed one bit for bit")

@@ -81,14 +81,8 @@ def perform(folder: Path, fingerprint: Fingerprint, work: Callable[[Path], None]
         begun = read_sealed(folder / BEGUN, _redo(folder))
         _check_fingerprint(folder, begun["fingerprint"], fingerprint)
         seconds = begun["seconds"]
-    elif _digests(folder):
-        raise RunError(
-            "the record of a stage is missing",
-            where=folder / DONE,
-            expected="the record, since the stage has outputs",
-            got="no such file",
-            next_step=_redo(folder),
-        )
+    else:
+        _check_untouched(folder)
     record = {"fingerprint": dict(fingerprint), "seconds": seconds}
     write_sealed(folder / BEGUN, record)
     start = time.monotonic()
@@ -134,9 +128,26 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     """Returns what is known of a stage: seconds worked over all its sessions, peak memory...
 
     `None` if it never began; a record has `outputs` only if the stage is done.
+
+    Raises:
+        RunError: The record is damaged, or missing although the stage has outputs.
     """
     record = next((folder / name for name in (DONE, BEGUN) if (folder / name).exists()), None)
-    return None if record is None else read_sealed(record, _redo(folder))
+    if record is None:
+        _check_untouched(folder)
+        return None
+    return read_sealed(record, _redo(folder))
+
+
+def _check_untouched(folder: Path) -> None:
+    if any(_outputs(folder)):
+        raise RunError(
+            "the record of a stage is missing",
+            where=folder / DONE,
+            expected="the record, since the stage has outputs",
+            got="no such file",
+            next_step=_redo(folder),
+        )
 
 
 def peak_rss_mib() -> float:
@@ -179,11 +190,14 @@ def _redo(folder: Path) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Returns the digest of every file but the folder's own record; records of parts count."""
+    return {str(path.relative_to(folder)): file_digest(path) for path in _outputs(folder)}
+
+
+def _outputs(folder: Path) -> list[Path]:
+    """Returns every file but the folder's own record; records of parts count."""
     own = (folder / DONE, folder / BEGUN)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
-    return {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in files
-        if not path.name.endswith(UNFINISHED)
-    }
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path not in own and not path.name.endswith(UNFINISHED)
+    ]

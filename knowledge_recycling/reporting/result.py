@@ -289,7 +289,7 @@ def _check_stages(result: Result, run_folder: Path) -> None:
         if (folder / DONE).exists() and output_digest(folder) != digest:
             raise RunError(
                 "the result was made from other outputs than this run has",
-                where=run_folder / "result.json",
+                where=f"{run_folder / 'result.json'} and {folder / DONE}",
                 expected=f"those of the stage '{name}', {output_digest(folder)}",
                 got=digest,
                 next_step="write it again with `kr run RECIPE --out RUN`",
