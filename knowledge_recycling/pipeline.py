@@ -248,7 +248,11 @@ def given_recipe(
         RunError: There is no run in the folder.
     """
     if not (out / GIVEN).exists():
-        raise RunError("there is no run in this folder", where=out, next_step="kr run RECIPE")
+        raise RunError(
+            "there is no run in this folder, or its recipe is missing",
+            where=out / GIVEN,
+            next_step="start or go on with it: kr run RECIPE --out RUN",
+        )
     values = read_sealed(out / GIVEN, "write it again: kr run RECIPE --out RUN")
     for table, settings in (defaults or {}).items():
         values[table] = settings | values.get(table, {})

@@ -37,7 +37,8 @@ LAYERS = (
     ("rundir",),
     ("storage",),
     ("extras",),
-    ("progress", "interruption", "randomness", "errors"),
+    ("progress", "interruption", "randomness"),
+    ("errors",),
 )
 """A module may import from its own package and from the layers below; names of a line are apart."""
 

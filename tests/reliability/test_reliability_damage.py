@@ -135,12 +135,21 @@ def check(finished: Finished, expected: dict[str, Any], copy: Path, name: str, h
             assert str(copy / stage) in str(error), f"{command} does not name {name}: {error}"
             assert error.next_step or command == "status"
         else:
-            whole_again = (copy / name).exists() and (copy / name).read_bytes() == whole
-            assert name in REWRITTEN or whole_again, f"{command} took {name} although {harm}"
+            as_before = name in REWRITTEN or only_the_clock_differs(copy / name, whole)
+            assert as_before, f"{command} took {name} although {harm}"
             assert said == expected[command], f"{command} with {name} {harm}"
         (copy / name).write_bytes(whole)
         untouched = before.keys() - {copy / each for each in REWRITTEN}
         assert all(path.read_bytes() == before[path] for path in untouched)
+
+
+def only_the_clock_differs(path: Path, whole: bytes) -> bool:
+    """Returns whether a file is whole, or the record of the same work done at another time."""
+    if not path.exists():
+        return False
+    if path.read_bytes() == whole or path.name != "done.json":
+        return path.read_bytes() == whole
+    return bool(numbers(path) == without_clock(json.loads(whole)))
 
 
 def test_there_is_a_file_of_every_kind(finished: Finished) -> None:

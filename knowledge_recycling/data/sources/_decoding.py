@@ -55,13 +55,13 @@ def decode(content: Content, side: int, channels: Channels) -> Decoded:
 
     Raises:
         Exception: Whatever Pillow raises on a damaged file, and `ValueError` for an image of
-            several pages or with pixels that are neither 8 nor 16 bit.
+            several pages or frames, or with pixels that are neither 8 nor 16 bit.
     """
     # A stream, not a path: Pillow maps a path into memory and then scrambles grey TIFFs whose
     # orientation tag turns them by 90 degrees (seen with Pillow 13.0).
     with _stream(content) as stream, Image.open(stream, formats=FORMATS) as image:
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-            raise ValueError("it has several pages, expected one")
+        if image.format in ("TIFF", "PNG") and getattr(image, "n_frames", 1) > 1:
+            raise ValueError("it has several pages or frames, expected one")
         image.draft(None, (2 * side, 2 * side))  # decodes large JPEGs at a fraction of their size
         upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":

@@ -9,7 +9,7 @@ passed over. PNG, JPEG, TIFF and BMP. How an image is brought to its uint8 squar
 * 16-bit grey: the largest value of all 16-bit images of the set, rounded up to 2^b - 1 with b of at
   least 8, becomes 255, so that 12-bit images in 16-bit files keep their contrast and images their
   brightness relative to each other; of 16-bit colour the upper 8 bits are kept;
-* several pages, floats and 32-bit values count as unreadable;
+* several pages or frames, floats and 32-bit values count as unreadable;
 * the shorter side scaled to `image_size` (bicubic, antialiased), the centre square cut out;
 * grey where no image has colour, else RGB, unless `channels` says otherwise.
 """
