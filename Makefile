@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-
 
-.PHONY: demo test test-slow check lint types clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-slow check lowest dist lint types clean
 
 demo: $(STAMP)run  ## The whole pipeline on scikit-learn's digits, in a few minutes.
 	$(BIN)/kr run recipes/digits.toml --out runs/digits
@@ -17,6 +19,15 @@ test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need C
 	$(BIN)/pytest -q -m slow
 
 check: test test-slow
+
+# pip has no such resolution, so the lower bounds are its constraints; warnings of old versions and
+# the tools of the slow tests do not matter here.
+lowest: $(LOWEST)/.installed  ## The quick tests with the lowest versions that pyproject.toml allows.
+	$(LOWEST)/bin/pytest -q -o filterwarnings=default
+
+dist: $(STAMP)dev  ## Wheel and sdist, in dist/.
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
 
 lint: $(STAMP)dev
 	$(BIN)/ruff check .
@@ -33,12 +44,19 @@ $(STAMP)run: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(STAMP)dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[dev,medmnist,release]'
+	$(BIN)/pip install --quiet --editable '.[dev,medmnist,table,hub,dicom,release]'
 	touch $@
 
 $(STAMP)slow: $(STAMP)dev
-	$(BIN)/pip install --quiet --editable '.[dev,medmnist,release,browser]'
+	$(BIN)/pip install --quiet --editable '.[dev,medmnist,table,hub,dicom,release,browser]'
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt \
+		--editable '.[dev,medmnist,table,hub,dicom,release]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from knowledge_recycling import __version__
-from knowledge_recycling.errors import KRError
+from knowledge_recycling.errors import KRError, printable
 from knowledge_recycling.interruption import Interrupted, answered_signals
 
 EXIT_ERROR = 2
@@ -245,7 +245,9 @@ def main() -> None:
 def show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Shows the warnings meant for users as a line, and leaves out those of libraries."""
     if category is UserWarning:
-        errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(
+            f"warning: {printable(str(message))}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

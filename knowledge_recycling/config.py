@@ -40,7 +40,9 @@ class Facts:
 class Config(BaseModel):
     """Base of all recipe parts: frozen, unknown keys are errors, field docstrings are the guide."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Returns a value for each `DERIVED` field; those that the recipe gives are not used."""

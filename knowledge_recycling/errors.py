@@ -9,6 +9,15 @@ KRError
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    r"""Returns `text` with what a terminal would act on, or cannot show, as escapes.
+
+    >>> print(printable("a\x1b[31mb\n"))
+    a\x1b[31mb\n
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class KRError(Exception):
     """Base of every error that the user, not this package, has to act on.
 
@@ -43,8 +52,9 @@ class KRError(Exception):
             "got": self.got,
             "next": self.next_step,
         }
-        lines = [f"  {name}: {value}" for name, value in details.items() if value is not None]
-        return "\n".join([self.what, *lines])
+        shown = {name: value for name, value in details.items() if value is not None}
+        lines = [f"  {name}: {printable(str(value))}" for name, value in shown.items()]
+        return "\n".join([printable(self.what), *lines])
 
 
 class RecipeError(KRError):

@@ -41,7 +41,7 @@ from knowledge_recycling.rundir import (
     output_digest,
     perform,
 )
-from knowledge_recycling.storage import read_json, write_json
+from knowledge_recycling.storage import read_json, read_sealed, write_json, write_sealed
 from knowledge_recycling.summary import RESULT, summarise
 
 
@@ -160,7 +160,7 @@ def run(
             perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
             if stage.name == until:
                 return None
-        write_json(out / RESULT, summarise(prepared, recipe))
+        write_sealed(out / RESULT, summarise(prepared, recipe))
         write_report(out)
     return read_result(out)
 
@@ -248,8 +248,12 @@ def given_recipe(
         RunError: There is no run in the folder.
     """
     if not (out / GIVEN).exists():
-        raise RunError("there is no run in this folder", where=out, next_step="kr run RECIPE")
-    values = read_json(out / GIVEN)
+        raise RunError(
+            "there is no run in this folder, or its recipe is missing",
+            where=out / GIVEN,
+            next_step="start or go on with it: kr run RECIPE --out RUN",
+        )
+    values = read_sealed(out / GIVEN, "write it again: kr run RECIPE --out RUN")
     for table, settings in (defaults or {}).items():
         values[table] = settings | values.get(table, {})
     for override in overrides:
@@ -275,7 +279,7 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     prepared = Run(out, completed, splits, digests, Context(fabric, recipe.seed, reporter))
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
-    write_json(out / GIVEN, recipe.model_dump(mode="json", exclude_unset=True))
+    write_sealed(out / GIVEN, recipe.model_dump(mode="json", exclude_unset=True))
     return prepared
 
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from knowledge_recycling.errors import printable
+
 Advance = Callable[[int], None]
 """Told the images done so far."""
 
@@ -83,7 +85,7 @@ class PlainReporter:
 
     def warn(self, message: str) -> None:
         """Prints the sentence."""
-        self._print(f"warning: {message}")
+        self._print(f"warning: {printable(message)}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

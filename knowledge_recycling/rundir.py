@@ -2,7 +2,7 @@
 
 A stage runs when it has no `done.json`. It is skipped when its fingerprint (recipe slice, inputs,
 stage version) and the digests of its outputs are as recorded, and refused otherwise: a result is
-never silently reused and never silently redone.
+never silently reused and never silently redone. Records carry a digest of themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.storage import file_digest, read_json, value_digest, write_json
+from knowledge_recycling.storage import (
+    UNFINISHED,
+    file_digest,
+    read_sealed,
+    value_digest,
+    write_sealed,
+)
 
 Fingerprint = Mapping[str, Any]
 """Dotted names to JSON values: all that a stage's outputs depend on."""
@@ -55,6 +61,8 @@ def locked(run: Path) -> Iterator[None]:
                 where=run,
                 next_step="wait for it to end, or choose another folder with --out",
             ) from None
+        for unfinished in run.rglob(f".*{UNFINISHED}"):  # of a process that was killed
+            unfinished.unlink()
         yield
 
 
@@ -62,18 +70,21 @@ def perform(folder: Path, fingerprint: Fingerprint, work: Callable[[Path], None]
     """Makes sure that `work(folder)` has been done for `fingerprint`, resuming it if begun.
 
     Raises:
-        RunError: The folder holds the work of another fingerprint, or damaged outputs.
+        RunError: The folder holds the work of another fingerprint, damaged outputs, or work
+            without a record.
     """
     if (folder / DONE).exists():
         check_done(folder, fingerprint)
         return
     seconds = 0.0
     if (folder / BEGUN).exists():
-        begun = read_json(folder / BEGUN)
+        begun = read_sealed(folder / BEGUN, _redo(folder))
         _check_fingerprint(folder, begun["fingerprint"], fingerprint)
         seconds = begun["seconds"]
+    else:
+        _check_untouched(folder)
     record = {"fingerprint": dict(fingerprint), "seconds": seconds}
-    write_json(folder / BEGUN, record)
+    write_sealed(folder / BEGUN, record)
     start = time.monotonic()
     try:
         work(folder)
@@ -81,9 +92,9 @@ def perform(folder: Path, fingerprint: Fingerprint, work: Callable[[Path], None]
         record["seconds"] = seconds + time.monotonic() - start
         record["peak_rss_mib"] = peak_rss_mib()
         with suppress(RunError):  # a full disk must not hide the error that matters
-            write_json(folder / BEGUN, record)
+            write_sealed(folder / BEGUN, record)
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    write_json(folder / DONE, record | {"outputs": _digests(folder)})
+    write_sealed(folder / DONE, record | {"outputs": _digests(folder)})
     (folder / BEGUN).unlink()
 
 
@@ -93,7 +104,7 @@ def check_done(folder: Path, fingerprint: Fingerprint | None = None) -> None:
     Raises:
         RunError: It was made by other settings or inputs, or an output is missing or changed.
     """
-    record = read_json(folder / DONE)
+    record = read_sealed(folder / DONE, _redo(folder))
     if fingerprint is not None:
         _check_fingerprint(folder, record["fingerprint"], fingerprint)
     present = _digests(folder)
@@ -110,16 +121,33 @@ def check_done(folder: Path, fingerprint: Fingerprint | None = None) -> None:
 
 def output_digest(folder: Path) -> str:
     """Returns one digest of all outputs of a finished stage: what later stages depend on."""
-    return value_digest(read_json(folder / DONE)["outputs"])
+    return value_digest(read_sealed(folder / DONE, _redo(folder))["outputs"])
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
     """Returns what is known of a stage: seconds worked over all its sessions, peak memory...
 
     `None` if it never began; a record has `outputs` only if the stage is done.
+
+    Raises:
+        RunError: The record is damaged, or missing although the stage has outputs.
     """
     record = next((folder / name for name in (DONE, BEGUN) if (folder / name).exists()), None)
-    return None if record is None else dict(read_json(record))
+    if record is None:
+        _check_untouched(folder)
+        return None
+    return read_sealed(record, _redo(folder))
+
+
+def _check_untouched(folder: Path) -> None:
+    if any(_outputs(folder)):
+        raise RunError(
+            "the record of a stage is missing",
+            where=folder / DONE,
+            expected="the record, since the stage has outputs",
+            got="no such file",
+            next_step=_redo(folder),
+        )
 
 
 def peak_rss_mib() -> float:
@@ -162,8 +190,14 @@ def _redo(folder: Path) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = {str(path.relative_to(folder)): path for path in files}
-    return {
-        name: file_digest(path) for name, path in names.items() if path.name not in (DONE, BEGUN)
-    }
+    return {str(path.relative_to(folder)): file_digest(path) for path in _outputs(folder)}
+
+
+def _outputs(folder: Path) -> list[Path]:
+    """Returns every file but the folder's own record; records of parts count."""
+    own = (folder / DONE, folder / BEGUN)
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path not in own and not path.name.endswith(UNFINISHED)
+    ]

@@ -1,17 +1,22 @@
-"""How far a run is, read from its folder alone."""
+"""How far a run is and whether it is as it was written, read from its folder alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.rundir import record_of
+from knowledge_recycling.reporting.result import read_result
+from knowledge_recycling.rundir import check_done, record_of
+from knowledge_recycling.summary import RESULT
 
 
 def status_table(run: Path, stages: tuple[str, ...]) -> Table:
     """Returns a table of the stages of a run: state, minutes, peak memory.
+
+    Every output is compared with its digest; a file that is missing or changed is named.
 
     Raises:
         RunError: There is no run in the folder.
@@ -22,17 +27,30 @@ def status_table(run: Path, stages: tuple[str, ...]) -> Table:
             where=run,
             next_step="start one with: kr run RECIPE --out FOLDER",
         )
-    table = Table("stage", "state", "minutes", "peak MiB", title=str(run))
+    table = Table("stage", "state", "minutes", "peak MiB", title=Text(str(run)))
     for name in stages:
-        record = record_of(run / name)
-        table.add_row(name, *_row(record))
+        table.add_row(name, *_row(run, name))
+    if (run / RESULT).exists():
+        try:
+            read_result(run)
+        except RunError as error:
+            table.add_row(RESULT, _damage(error), "", "")
     return table
 
 
-def _row(record: dict[str, object] | None) -> tuple[str, str, str]:
-    if record is None:
-        return "to do", "", ""
+def _row(run: Path, stage: str) -> tuple[str | Text, str, str]:
+    try:
+        record = record_of(run / stage)
+        if record is None:
+            return "to do", "", ""
+        if "outputs" in record:
+            check_done(run / stage)
+    except RunError as error:
+        return _damage(error), "", ""
     state = "done" if "outputs" in record else "begun"
-    minutes = float(str(record["seconds"])) / 60
     peak = record.get("peak_rss_mib")
-    return state, f"{minutes:.1f}", "" if peak is None else f"{float(str(peak)):.0f}"
+    return state, f"{record['seconds'] / 60:.1f}", "" if peak is None else f"{peak:.0f}"
+
+
+def _damage(error: RunError) -> Text:
+    return Text(f"damaged: {error.where}: {error.what}", overflow="fold")

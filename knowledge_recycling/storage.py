@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from knowledge_recycling.errors import RunError
 
+UNFINISHED = ".part"
+"""Ending of the hidden files that are being written."""
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
@@ -30,7 +33,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     Raises:
         RunError: The folder cannot be written or the disk is full; an older file is untouched.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -75,15 +78,52 @@ def read_json(path: Path) -> Any:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> RunError:
+def unreadable(path: Path, error: Exception, next_step: str | None = None) -> RunError:
     """Returns the error for a file of a run that is missing or damaged."""
     missing = isinstance(error, FileNotFoundError)
     return RunError(
         "a file of the run is missing" if missing else "a file of the run is damaged",
         where=path,
         got=None if missing else error,
-        next_step="redo the stage that writes it: kr run RECIPE --redo STAGE",
+        next_step=next_step or "redo the stage that writes it: kr run RECIPE --redo STAGE",
     )
+
+
+SEAL = "seal"
+"""Key of a JSON object under which it holds the digest of all its other keys."""
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a digest of its content, so that any change will show."""
+    plain = json.loads(json.dumps(dict(values), allow_nan=False))  # keys as they will be read
+    write_json(path, plain | {SEAL: value_digest(plain)})
+
+
+def read_sealed(path: Path, next_step: str | None = None) -> dict[str, Any]:
+    """Returns the content of a JSON object, checked against its seal if it has one.
+
+    Raises:
+        RunError: The file is missing, damaged, or was edited.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(values)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, next_step) from error
+
+
+def unsealed(values: Any) -> dict[str, Any]:
+    """Returns the content of a JSON object without its seal.
+
+    Raises:
+        ValueError: It is no object, or does not match its seal.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    plain = {key: value for key, value in values.items() if key != SEAL}
+    if values.get(SEAL, value_digest(plain)) != value_digest(plain):
+        raise ValueError("it was changed after it was written: the seal does not match")
+    return plain
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from knowledge_recycling.artefacts import DATA, Run, chosen, chosen_knobs
 from knowledge_recycling.recipe import Recipe, changed_settings
-from knowledge_recycling.rundir import record_of
+from knowledge_recycling.rundir import DONE, output_digest, record_of
 from knowledge_recycling.storage import read_json
 
 RESULT = "result.json"
@@ -58,6 +58,7 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         "changed_settings": changed_settings(given),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "digests": dict(run.digests),
+        "stages": {name: output_digest(folder) for name, folder in done_stages(run).items()},
     }
 
 
@@ -104,8 +105,7 @@ def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:
 
 def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns seconds by stage, images per second by task, and the peak memory."""
-    folders = {path.parent.name: path.parent for path in run.folder.glob("*/done.json")}
-    records = {name: record_of(folder) or {} for name, folder in folders.items()}
+    records = {name: record_of(folder) or {} for name, folder in done_stages(run).items()}
     sampling = [row["images_per_second"] for row in candidates if row["images_per_second"]]
     rates = {name: training_rate(run.folder / name) for name in TRAINED}
     return {
@@ -113,6 +113,11 @@ def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
         "images_per_second": rates | {"sampling": max(sampling, default=None)},
         "peak_rss_mib": max(record["peak_rss_mib"] for record in records.values()),
     }
+
+
+def done_stages(run: Run) -> dict[str, Path]:
+    """Returns the folders of the finished stages by name."""
+    return {path.parent.name: path.parent for path in sorted(run.folder.glob(f"*/{DONE}"))}
 
 
 def seconds(run: Run, stage: str) -> float:

@@ -36,7 +36,9 @@ LAYERS = (
     ("config",),
     ("rundir",),
     ("storage",),
-    ("progress", "interruption", "randomness", "errors"),
+    ("extras",),
+    ("progress", "interruption", "randomness"),
+    ("errors",),
 )
 """A module may import from its own package and from the layers below; names of a line are apart."""
 

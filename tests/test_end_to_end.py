@@ -252,7 +252,7 @@ def test_new_check_and_status(finished: tuple[Path, Path, Kr], tmp_path: Path) -
     assert status.count("done") == 7
 
 
-@pytest.mark.parametrize("kind", ["digits", "folder", "npz", "medmnist"])
+@pytest.mark.parametrize("kind", ["digits", "folder", "npz", "medmnist", "table", "hub", "dicom"])
 def test_every_line_of_a_new_recipe_may_be_uncommented(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
     write_recipe_template(path, kind)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knowledge_recycling.data.images import ImageSet, Splits
+from knowledge_recycling.errors import printable
 
 FEW_IMAGES = 10
 """A class with fewer training images than this is pointed out."""
@@ -187,7 +188,7 @@ def render(inspection: Inspection) -> RenderableType:
         _class_table(inspection),
         _split_table(inspection),
         _overlap_table(inspection),
-        *(Text(f"! {warning}", style="yellow") for warning in inspection.warnings),
+        *(Text(f"! {printable(warning)}", style="yellow") for warning in inspection.warnings),
     )
 
 
@@ -195,7 +196,7 @@ def _class_table(inspection: Inspection) -> Table:
     table = _table("class", "images per class", [split.name for split in inspection.splits])
     counts = zip(*(split.class_counts for split in inspection.splits), strict=True)
     for name, row in zip(inspection.class_names, counts, strict=True):
-        table.add_row(Text(name), *map(str, row))
+        table.add_row(Text(printable(name)), *map(str, row))
     table.add_section()
     table.add_row("all", *(str(split.num_images) for split in inspection.splits))
     return table

@@ -149,7 +149,7 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
 
 def public_result(result: Result) -> dict[str, Any]:
     """Returns `result.json` as the bundle has it: figures, no paths, no digests of real images."""
-    public = result.model_copy(update={"digests": {}})
+    public = result.model_copy(update={"digests": {}, "stages": {}})
     values = public.model_dump(mode="json")
     return {"schema": values.pop("schema_version"), **values}
 

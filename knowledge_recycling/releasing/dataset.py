@@ -20,7 +20,7 @@ from PIL import Image
 
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.evaluation.quality import nearest_distances
-from knowledge_recycling.releasing.extras import require
+from knowledge_recycling.extras import require
 
 CHUNK = 1000
 COPY_QUANTILE = 0.01
@@ -108,7 +108,7 @@ def write_parquet(
     synthetic: ImageSet, kept: npt.NDArray[np.int64], soft_labels: SoftLabels, path: Path
 ) -> None:
     """Writes the rows `kept` as Parquet that `datasets.load_dataset` and pandas read."""
-    arrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+    arrow, parquet = require("pyarrow", "release"), require("pyarrow.parquet", "release")
     schema = _schema(arrow, synthetic.class_names)
     with parquet.ParquetWriter(path, schema) as writer:
         for start in range(0, len(kept), CHUNK):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from knowledge_recycling.config import PluginConfig, kind_module
 from knowledge_recycling.errors import RunError
+from knowledge_recycling.extras import require
 from knowledge_recycling.models.build import frozen
 from knowledge_recycling.models.contracts import Classifier
-from knowledge_recycling.releasing.extras import require
 from knowledge_recycling.releasing.manifest import verify
 from knowledge_recycling.storage import read_json, read_weights, write_json, write_weights
 
@@ -117,7 +117,7 @@ def write_bare(model: Any, path: Path) -> None:
     for part in [*parts, *graph.initializer, *functions, *(n for f in functions for n in f.node)]:
         part.doc_string = ""
         del part.metadata_props[:]
-    require("onnx").save(model, path)
+    require("onnx", "release").save(model, path)
 
 
 def export_onnx(network: Deployed, shape: tuple[int, int, int], path: Path) -> float:
@@ -126,8 +126,8 @@ def export_onnx(network: Deployed, shape: tuple[int, int, int], path: Path) -> f
     Raises:
         RunError: The difference is above 1e-4.
     """
-    runtime = require("onnxruntime")
-    require("onnxscript")
+    runtime = require("onnxruntime", "release")
+    require("onnxscript", "release")
     random = torch.Generator().manual_seed(0)
     example = torch.randint(256, (2, *shape), generator=random, dtype=torch.uint8)
     program = torch.onnx.export(

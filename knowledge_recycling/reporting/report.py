@@ -21,6 +21,7 @@ from knowledge_recycling.reporting import plots
 from knowledge_recycling.reporting.result import Attack, Result, read_result, shareable
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
 from knowledge_recycling.reporting.wording import FORMATS, Verdict, number, plain, verdict
+from knowledge_recycling.rundir import check_done
 from knowledge_recycling.storage import write_text
 
 
@@ -95,7 +96,8 @@ def write_report(run_folder: Path, *, public: bool = False, target: Path | None 
         target: HTML file to write; `None`: `report.html` or `report-public.html` in the run.
 
     Raises:
-        RunError: The run has no readable result, or the page cannot be written.
+        RunError: The run has no readable result, a file of a stage is missing or changed, or the
+            page cannot be written.
     """
     page = _render(_view(run_folder, public=public))
     target = target or run_folder / ("report-public.html" if public else "report.html")
@@ -105,6 +107,8 @@ def write_report(run_folder: Path, *, public: bool = False, target: Path | None 
 
 def _view(run_folder: Path, *, public: bool) -> View:
     result = read_result(run_folder)
+    for name in result.stages:
+        check_done(run_folder / name)
     if public:
         result = shareable(result)
     classes = result.dataset.classes

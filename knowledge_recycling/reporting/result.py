@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from knowledge_recycling.errors import RunError
+from knowledge_recycling.rundir import DONE, output_digest
+from knowledge_recycling.storage import unsealed
 
 
 def _finite(value: Any) -> Any:
@@ -241,6 +243,8 @@ class Result(Part):
     versions: dict[str, str] = {}
     digests: dict[str, str] = {}
     """SHA-256 of each split."""
+    stages: dict[str, str] = {}
+    """Digest of the outputs of each stage that the figures come from."""
 
     @model_validator(mode="after")
     def _by_class_fits_classes(self) -> Self:
@@ -260,11 +264,12 @@ def read_result(run_folder: Path) -> Result:
     """Returns the result of a run.
 
     Raises:
-        RunError: The folder or its `result.json` is missing, damaged, or of another schema.
+        RunError: The folder or its `result.json` is missing, damaged, of another schema, or made
+            from other outputs than those in the folder.
     """
     path = run_folder / "result.json"
     try:
-        return parse_result(json.loads(path.read_text(encoding="utf-8")))
+        result = parse_result(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise _missing(path) from None
     except ValidationError as error:
@@ -274,6 +279,21 @@ def read_result(run_folder: Path) -> Result:
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, "as a whole", error) from None
+    _check_stages(result, run_folder)
+    return result
+
+
+def _check_stages(result: Result, run_folder: Path) -> None:
+    for name, digest in result.stages.items():
+        folder = run_folder / name
+        if (folder / DONE).exists() and output_digest(folder) != digest:
+            raise RunError(
+                "the result was made from other outputs than this run has",
+                where=f"{run_folder / 'result.json'} and {folder / DONE}",
+                expected=f"those of the stage '{name}', {output_digest(folder)}",
+                got=digest,
+                next_step="write it again with `kr run RECIPE --out RUN`",
+            )
 
 
 def parse_result(values: Mapping[str, Any]) -> Result:
@@ -330,5 +350,5 @@ def _damaged(path: Path, key: str, got: object) -> RunError:
         where=f"{path}: {key}",
         expected='a result.json with "schema": "1"',
         got=got,
-        next_step="write it again with `kr run RECIPE --redo evaluation`",
+        next_step="write it again with `kr run RECIPE --out RUN`",
     )

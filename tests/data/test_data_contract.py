@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from PIL import Image
 from knowledge_recycling.config import kind_module, known_kinds
 from knowledge_recycling.data.sources import SourceConfig
 from knowledge_recycling.data.splits import load_splits
+from knowledge_recycling.errors import KRError
 
 KINDS = known_kinds("data.sources")
-OPTIONAL = {"medmnist"}
+OPTIONAL = {"medmnist", "pyarrow", "datasets", "pydicom"}
 
 
 def write_archive(path: Path) -> None:
@@ -43,7 +46,7 @@ def npz_example(folder: Path) -> dict[str, object]:
 def folder_example(folder: Path) -> dict[str, object]:
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         for number in range(8):
             pixels = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
@@ -56,11 +59,45 @@ def medmnist_example(folder: Path) -> dict[str, object]:
     return {"name": "breastmnist", "root": folder}
 
 
+def table_example(folder: Path) -> dict[str, object]:
+    folder_example(folder)
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    rows = [f"{path},{path.parent}" for path in paths]
+    (folder / "set.csv").write_text("\n".join(["path,label", *rows]))
+    return {"path": folder / "set.csv"}
+
+
+def hub_example(folder: Path) -> dict[str, object]:
+    datasets = pytest.importorskip("datasets")
+    folder_example(folder / "images")
+    paths = sorted((folder / "images").rglob("*.png"))
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    labels = [path.parent.name for path in paths]
+    made = datasets.Dataset.from_dict({"image": images, "label": labels})
+    made.save_to_disk(folder / "set")
+    return {"path": folder / "set"}
+
+
+def dicom_example(folder: Path) -> dict[str, object]:
+    pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    source = Path(str(get_testdata_file("MR_small.dcm", download=False)))
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for number in range(8):
+            shutil.copy(source, folder / name / f"{number}.dcm")
+    return {"path": folder, "group_by": "none"}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
     "digits": digits_example,
     "npz": npz_example,
     "folder": folder_example,
     "medmnist": medmnist_example,
+    "table": table_example,
+    "hub": hub_example,
+    "dicom": dicom_example,
 }
 
 
@@ -124,6 +161,27 @@ def test_importing_needs_no_optional_library(kind):
     names = {alias.name for node in imports for alias in node.names}
     packages = {node.module for node in imports if isinstance(node, ast.ImportFrom)} | names
     assert not {str(package).split(".")[0] for package in packages} & OPTIONAL
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [
+        ("medmnist", "medmnist", "medmnist"),
+        ("hub", "datasets", "hub"),
+        ("dicom", "pydicom", "dicom"),
+    ],
+)
+def test_a_missing_extra_is_one_line_that_says_what_to_install(
+    kind, module, extra, tmp_path, monkeypatch
+):
+    config = kind_module("data.sources", kind).Config(**EXAMPLES[kind](tmp_path))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(KRError) as caught:
+        kind_module("data.sources", kind).load(config)
+    expected = (
+        f"'{module}' is not installed; it comes with: pip install 'knowledge-recycling[{extra}]'"
+    )
+    assert str(caught.value) == expected
 
 
 def test_a_module_of_ones_own_is_a_source(tmp_path, monkeypatch):

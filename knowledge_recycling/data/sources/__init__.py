@@ -39,6 +39,7 @@ class SourceConfig(PluginConfig):
     split_seed: int = 0
     """Decides which images go to the splits that are made, apart from the seed of the run."""
     groups: LocalPath | None = None
-    """CSV with the group (patient, slide...) of every image; no group is cut in two by a split that
-    is made. Columns: `group`, and either `name` (path of the image below the folder, with `/`) or
-    `index` (row in the split, from 0), the latter with `split` unless all rows are of `train`."""
+    """CSV with the group (patient, slide...) of every image; no group is cut in two by a split
+    that is made. Columns: `group`, and either `name` (path of the image below the folder, with `/`,
+    or as a table has it) or `index` (row in the split, from 0), the latter with `split` unless all
+    rows are of `train`."""

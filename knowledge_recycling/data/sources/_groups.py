@@ -48,9 +48,37 @@ def with_groups(
             got=f"none for {', '.join(missing[:5])}",
             next_step="add the rows, or give every image without a group one of its own",
         )
-    codes = {group: code for code, group in enumerate(sorted(set(group_of.values())))}
+    return _coded(found, {name: [group_of[key] for key in keys[name]] for name in found})
+
+
+def with_known_groups(
+    found: FoundSplits, groups: Mapping[SplitName, Sequence[str | None]], where: object
+) -> FoundSplits:
+    """Returns `found` with `groups`, N per split; unchanged where no image has one.
+
+    Raises:
+        DataError: Some images have a group and others have none.
+    """
+    known = [group is not None for part in groups.values() for group in part]
+    if not any(known):
+        return found
+    if not all(known):
+        raise DataError(
+            f"{known.count(False)} of {len(known)} images have no group",
+            where=where,
+            expected="a group for every image, or for none",
+            got=f"the first is image {known.index(False)}, counted from 0 over all splits",
+            next_step="complete the groups, or give them all in a file, `groups` in the recipe",
+        )
+    return _coded(found, {name: [str(group) for group in part] for name, part in groups.items()})
+
+
+def _coded(found: FoundSplits, groups: Mapping[SplitName, Sequence[str]]) -> FoundSplits:
+    """Returns `found` with its groups numbered in their order: names go no further than here."""
+    distinct = sorted({group for part in groups.values() for group in part})
+    codes = {group: code for code, group in enumerate(distinct)}
     return {
-        name: replace(part, groups=np.array([codes[group_of[key]] for key in keys[name]], np.int64))
+        name: replace(part, groups=np.array([codes[each] for each in groups[name]], np.int64))
         for name, part in found.items()
     }
 

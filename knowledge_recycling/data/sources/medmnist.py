@@ -16,6 +16,7 @@ from knowledge_recycling.data.sources import SPLIT_NAMES, LocalPath, SourceConfi
 from knowledge_recycling.data.sources._arrays import Array, reading, splits_from_arrays
 from knowledge_recycling.data.sources._groups import with_row_groups
 from knowledge_recycling.errors import DataError, RecipeError
+from knowledge_recycling.extras import require
 
 
 class Config(SourceConfig):
@@ -36,7 +37,8 @@ def load(config: Config) -> FoundSplits:
     """Returns the official splits of the set.
 
     Raises:
-        RecipeError: The medmnist package is not installed, or has no such set or size.
+        KRError: The medmnist package is not installed.
+        RecipeError: It has no such set or size.
         DataError: The set is multi-label or 3-D, or its file is absent or damaged.
     """
     info, loader = _entry(config)
@@ -52,16 +54,7 @@ def load(config: Config) -> FoundSplits:
 
 def _entry(config: Config) -> tuple[dict[str, Any], Any]:
     """Returns the set's row of MedMNIST's table and its loader class."""
-    try:
-        import medmnist
-    except ImportError:
-        raise RecipeError(
-            "the source 'medmnist' needs the package medmnist",
-            where="kind of the source",
-            expected="the extra `medmnist`",
-            got="no such package",
-            next_step="pip install 'knowledge-recycling[medmnist]'",
-        ) from None
+    medmnist = require("medmnist", "medmnist")
     info = medmnist.INFO.get(config.name)
     if info is None:
         raise RecipeError(
