@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adversaries import IMAGES, LABELS, SHAPE, objective_of
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from knowledge_recycling.config import Facts
-from knowledge_recycling.models.build import build_generator, build_objective
 from knowledge_recycling.models.generators import biggan
 from knowledge_recycling.models.generators.biggan import (
     STANDING_BATCHES,
@@ -27,7 +27,6 @@ from knowledge_recycling.models.generators.biggan import (
 from knowledge_recycling.models.latents import latents
 from knowledge_recycling.randomness import rng
 
-SHAPE = (1, 8, 8)
 CONFIG = Config(
     width=8,
     depth=2,
@@ -38,15 +37,11 @@ CONFIG = Config(
     discriminator_learning_rate=1e-3,
     augment=(),
 )
-IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def objective(fabric: Fabric, **changes: Any) -> Objective:
-    config = CONFIG.model_copy(update=changes)
-    generator = build_generator(config, SHAPE, 3, fabric=fabric, seed=0, name="g")
-    built: Objective = build_objective(generator, config, fabric=fabric, seed=0, name="g")
-    return built
+    learner: Objective = objective_of(CONFIG, fabric, changes)
+    return learner
 
 
 def teach(learner: Objective, steps: range) -> list[dict[str, Tensor]]:

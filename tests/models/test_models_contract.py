@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from knowledge_recycling.compute import ComputeConfig, make_fabric
 from knowledge_recycling.config import Config, Facts, kind_module, known_kinds
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.build import (
@@ -44,7 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet": {"width": 8, "blocks": 1},
     "timm": {"name": "test_resnet"},
 }
-SHAPES = [((1, 8, 8), 2), ((3, 28, 28), 5), ((1, 15, 13), 5)]
+SHAPES = [((1, 8, 8), 2), ((1, 28, 28), 2), ((3, 28, 28), 5), ((3, 64, 64), 3), ((1, 15, 13), 5)]
 
 shapes = pytest.mark.parametrize(("shape", "num_classes"), SHAPES)
 generators = pytest.mark.parametrize("kind", GENERATORS)
@@ -209,6 +210,21 @@ def test_labels_matter_once_something_is_learnt(objective: Build, kind: str) -> 
     dark = network.sample(torch.zeros(6, dtype=torch.long), seeds, {})
     light = network.sample(torch.ones(6, dtype=torch.long), seeds, {})
     assert light.mean() > dark.mean() + 0.5
+
+
+@generators
+def test_training_and_sampling_work_in_bf16(kind: str, small_config: Build) -> None:
+    fabric = make_fabric(ComputeConfig(accelerator="cpu", precision="bf16-mixed"))
+    config = small_config(kind, (1, 8, 8), 2)
+    network = build_generator(config, (1, 8, 8), 2, fabric=fabric, seed=0, name="g")
+    learner = build_objective(network, config, fabric=fabric, seed=0, name="g")
+    losses = teach(learner, (1, 8, 8), 2, range(3))
+    assert all(value.isfinite() for loss in losses for value in loss.values())
+    parameters = learner.averaged().parameters()
+    assert all(each.dtype == torch.float32 and each.isfinite().all() for each in parameters)
+    with fabric.autocast():
+        images = frozen(learner.averaged()).sample(torch.tensor([0, 1]), torch.arange(2), {})
+    assert images.isfinite().all()
 
 
 @generators

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adversaries import IMAGES, LABELS, SHAPE, objective_of
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
+from knowledge_recycling.compute import ComputeConfig, make_fabric
 from knowledge_recycling.config import Facts
-from knowledge_recycling.models.build import build_generator, build_objective
 from knowledge_recycling.models.generators.r3gan import (
     Block,
     Config,
@@ -28,7 +29,6 @@ from knowledge_recycling.models.generators.r3gan import (
 from knowledge_recycling.models.layers import pyramid_of
 from knowledge_recycling.randomness import rng
 
-SHAPE = (1, 8, 8)
 CONFIG = Config(
     width=8,
     depth=1,
@@ -39,15 +39,11 @@ CONFIG = Config(
     learning_rate=1e-3,
     augment=(),
 )
-IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def objective(fabric: Fabric, **changes: Any) -> Objective:
-    config = CONFIG.model_copy(update=changes)
-    generator = build_generator(config, SHAPE, 3, fabric=fabric, seed=0, name="g")
-    built: Objective = build_objective(generator, config, fabric=fabric, seed=0, name="g")
-    return built
+    learner: Objective = objective_of(CONFIG, fabric, changes)
+    return learner
 
 
 class Linear(nn.Module):
@@ -88,6 +84,13 @@ def test_the_penalties_are_the_squared_norms_of_the_gradients(fabric: Fabric) ->
     torch.testing.assert_close(penalties, expected.expand(2))
     (slope,) = torch.autograd.grad(penalties.sum(), learner.discriminator.slopes)
     torch.testing.assert_close(slope, 2 * norm * 2 / 3 * torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_the_penalties_are_in_fp32_whatever_the_precision(fabric: Fabric) -> None:
+    bf16 = make_fabric(ComputeConfig(accelerator="cpu", precision="bf16-mixed"))
+    at_real = [penalties_of(objective(each), IMAGES)[0] for each in (fabric, bf16)]
+    assert torch.equal(at_real[0], at_real[1])
+    assert at_real[1].dtype == torch.float32
 
 
 def test_half_of_gamma_times_the_penalties_is_added(fabric: Fabric) -> None:

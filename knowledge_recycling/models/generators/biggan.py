@@ -291,8 +291,8 @@ class Objective(AdversarialObjective):
     def generator_loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Returns minus the mean logit of new images of the labels; the real ones say nothing."""
         with self.fabric.autocast():
-            fakes = augment(self.generator.draw(labels, rng), self.config.augment, rng)
-            logits: Tensor = self.discriminator(fakes.to(images), labels)
+            fakes = self.generator.draw(labels, rng).to(images)
+            logits: Tensor = self.discriminator(augment(fakes, self.config.augment, rng), labels)
         return -logits.float().mean()
 
     def averaged(self) -> nn.Module:
