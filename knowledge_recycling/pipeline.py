@@ -249,9 +249,7 @@ def given_recipe(
     """
     if not (out / GIVEN).exists():
         raise RunError(
-            "there is no run in this folder, or its recipe is missing",
-            where=out / GIVEN,
-            next_step="start or go on with it: kr run RECIPE --out RUN",
+            "there is no run in this folder", where=out / GIVEN, next_step="kr run RECIPE"
         )
     values = read_sealed(out / GIVEN, "write it again: kr run RECIPE --out RUN")
     for table, settings in (defaults or {}).items():

@@ -26,7 +26,7 @@ def test_the_lowest_versions_are_those_of_the_project() -> None:
     found = set(lowest(without={"torch"}))
     assert {each for each in wanted - found if not each.startswith("torch==")} == set()
     assert not any(each.startswith(("torch==", "pytest")) for each in found)
-    assert "pydicom==3.0" in found
+    assert "pydicom==3.0.1" in found
 
 
 def done(*command: object, cwd: Path, **environment: str) -> str:
