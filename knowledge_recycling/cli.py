@@ -136,18 +136,22 @@ def release(
     from knowledge_recycling import pipeline
     from knowledge_recycling.progress import make_reporter
     from knowledge_recycling.releasing.bundle import Order
+    from knowledge_recycling.releasing.manifest import list_digest
 
     order = Order(images=images, name=name, with_generator=generator, override=override)
     count = pipeline.release(run, out, order, reporter=make_reporter(errors, quiet=False))
     console.print(f"released {count} files to {out}", markup=False, soft_wrap=True)
+    console.print(f"SHA-256 of its list: {list_digest(out)}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def verify(bundle: BundlePath) -> None:
     """Check that a bundle is as it was released."""
+    from knowledge_recycling.releasing.manifest import list_digest
     from knowledge_recycling.releasing.manifest import verify as check_bundle
 
     console.print(f"{check_bundle(bundle)} files, all as released", markup=False)
+    console.print(f"SHA-256 of their list: {list_digest(bundle)}", markup=False, soft_wrap=True)
 
 
 @app.command()

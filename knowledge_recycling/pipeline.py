@@ -209,14 +209,6 @@ def release(
     """
     out = Path(out)
     recipe = given_recipe(out)
-    if recipe.further_generators:
-        raise RunError(
-            "a run with several generators cannot be released yet",
-            where=out,
-            expected="no further_generators",
-            got=", ".join(recipe.further_generators),
-            next_step="release a run with one generator",
-        )
     splits = load_splits(recipe.data)
     with locked(out):
         prepared = prepare(recipe, splits, out, reporter or SilentReporter())

@@ -19,7 +19,7 @@ from knowledge_recycling.artefacts import (
     Run,
     chosen_candidate,
     chosen_knobs,
-    load_source,
+    chosen_source,
     load_student,
     load_teacher,
 )
@@ -39,7 +39,7 @@ from knowledge_recycling.storage import write_json
 
 PARQUET = "synthetic.parquet"
 NPZ = "synthetic.npz"
-GENERATOR = "generator.safetensors"
+GENERATORS = "generator.json"
 SCRATCH = ".scratch"
 
 
@@ -68,16 +68,15 @@ def release(run: Run, result: Result, out: Path, order: Order) -> int:
     Raises:
         RunError: The policy refuses the release, the folder exists, or it cannot be written.
     """
-    refused = violations(result, run.recipe.release)
-    if order.with_generator:
-        refused.append("the generator was not attacked: what it leaks is not known")
+    refused = violations(result, run.recipe.release, with_generator=order.with_generator)
     if refused and order.override is None:
         raise RunError(
             "the release policy refuses this run",
             where=run.folder,
             expected="all limits under [release] of the recipe kept",
             got="; ".join(refused),
-            next_step="mend it, change the policy in the recipe, or give a reason with --override",
+            next_step="mend it; or change [release] in the recipe and repeat kr run, which trains "
+            "nothing anew; or give a reason with --override",
         )
     with new_folder(out) as beside:
         dataset = result.dataset.model_copy(update={"name": order.name})
@@ -127,12 +126,10 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
     )
     copies = write_set(run, bundle, teacher, order.images or students.num_images(len(run.members)))
     if order.with_generator:
-        shutil.copyfile(chosen_candidate(run), bundle / GENERATOR)
-        write_json(bundle / "generator.json", run.recipe.generator.model_dump(mode="json"))
+        write_generators(run, bundle)
     about: dict[str, Any] = {
         "images": len(copies.kept),
         "copies": {key: value for key, value in asdict(copies).items() if key != "kept"},
-        "knobs": dict(chosen_knobs(run)),
         "onnx_difference": difference,
         "override": order.override,
         "refused": refused,
@@ -147,6 +144,19 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
     (bundle / "LICENSE.txt").write_text(licence.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def write_generators(run: Run, bundle: Path) -> None:
+    """Writes the chosen candidate of each generator, and what it takes to build and use it."""
+    described = []
+    for each in (run, *run.of_further):
+        weights = f"{each.part or 'generator'}.safetensors"
+        shutil.copyfile(chosen_candidate(each), bundle / weights)
+        settings = each.generator.model_dump(mode="json")
+        knobs = dict(chosen_knobs(each))
+        described.append({"weights": weights, "settings": settings, "knobs": knobs})
+    shape, classes = run.members.shape, run.members.class_names
+    write_json(bundle / GENERATORS, {"shape": shape, "classes": classes, "generators": described})
+
+
 def public_result(result: Result) -> dict[str, Any]:
     """Returns `result.json` as the bundle has it: figures, no paths, no digests of real images."""
     public = result.model_copy(update={"digests": {}})
@@ -156,7 +166,7 @@ def public_result(result: Result) -> dict[str, Any]:
 
 def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
     """Draws the bundle's synthetic set and writes it without copies of members."""
-    source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    source = chosen_source(run, teacher)
     path = bundle / SCRATCH / "synthetic.npy"
     draw_set(source, size, path, ("release", "set"), run.context)
     synthetic = open_set(path, run.members.class_names)
