@@ -204,15 +204,25 @@ def status(run: RunPath) -> None:
 
 @app.command()
 def report(
-    run: RunPath,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Page to write; by default in the run, or comparison.html."),
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Leave out real images and local names.")
     ] = False,
 ) -> None:
-    """Write the report of a finished run as one HTML page."""
+    """Write the report of a finished run, or the comparison of several, as one HTML page."""
+    from knowledge_recycling.reporting.comparison import write_comparison
     from knowledge_recycling.reporting.report import write_report
 
-    console.print(f"wrote {write_report(run, public=public)}", markup=False, soft_wrap=True)
+    if len(runs) == 1:
+        page = write_report(runs[0], public=public, target=out)
+    else:
+        page = out or Path("comparison.html")
+        write_comparison(runs, page, public=public)
+    console.print(f"wrote {page}", markup=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

@@ -160,7 +160,7 @@ def run(
             perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
             if stage.name == until:
                 return None
-        write_json(out / RESULT, summarise(prepared, recipe))
+        write_json(out / RESULT, summarise(prepared, recipe, STAGE_NAMES))
         write_report(out)
     return read_result(out)
 
@@ -220,7 +220,7 @@ def release(
                     next_step="finish it with: kr run RECIPE --out RUN",
                 )
             check_done(out / stage.name, fingerprint(stage, prepared))
-        result = parse_result(summarise(prepared, recipe))
+        result = parse_result(summarise(prepared, recipe, STAGE_NAMES))
         return bundles.release(prepared, result, Path(bundle), order or Order())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from knowledge_recycling.releasing.gate import released
-from knowledge_recycling.reporting.result import Attack, Result
+from knowledge_recycling.reporting.result import Attack, Result, strongest
 from knowledge_recycling.reporting.wording import FORMATS, verdict
 from knowledge_recycling.storage import write_text
 
@@ -52,9 +52,8 @@ def strongest_attacks(result: Result) -> list[Found]:
     held = released(result.audit, with_generator=True)
     rows = []
     for target, attacks in result.privacy.items():
-        areas = {name: attack.auc for name, attack in attacks.items() if attack.auc is not None}
-        if target.partition(", ")[0] in held and areas:
-            name = max(areas, key=lambda each: areas[each])
+        name = strongest(attacks)
+        if target.partition(", ")[0] in held and name is not None:
             rows.append(Found(target, name, attacks[name]))
     return rows
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from knowledge_recycling.reporting.result import Measure, Result
+from knowledge_recycling.reporting.result import Measure, Result, strongest
 
 _MINUS = "\u2212"
 _EN_DASH = "\u2013"
@@ -56,18 +56,17 @@ def _in_words(gap: Measure) -> str:
 
 def _leakage_sentence(result: Result) -> str:
     attacks = result.privacy.get("student", {})
-    aucs = {name: each.auc for name, each in attacks.items() if each.auc is not None}
-    if not aucs:
+    name = strongest(attacks)
+    if name is None:
         return (
             "Leakage was not audited: nothing here says how much the Student, the Generator or "
             "the synthetic images give away about the real training images: guard them like those."
         )
-    strongest = max(aucs, key=lambda name: aucs[name])
-    low, high = attacks[strongest].ci95.get("auc", (None, None))
+    low, high = attacks[name].ci95.get("auc", (None, None))
     between = "" if None in (low, high) else f" (95 % interval {low:.3f} to {high:.3f})"
     return (
-        f"The Student leaks at least this much: the strongest of {len(aucs)} attacks, {strongest}, "
-        f"tells members from others with an AUC of {aucs[strongest]:.3f}{between}, where 0.5 is "
+        f"The Student leaks at least this much: the strongest of {len(attacks)} attacks, {name}, "
+        f"tells members from others with an AUC of {attacks[name].auc:.3f}{between}, where 0.5 is "
         "guessing; a stronger attack may find more."
     )
 

@@ -77,7 +77,7 @@ def test_every_figure_is_seen_and_nothing_overflows(
 ) -> None:
     page.screenshot(path=tmp_path / f"report-{width}-{scheme}.png", full_page=True)
     figures = page.locator("figure svg, figure img").all()
-    assert len(figures) == 32
+    assert len(figures) == 33
     for figure in figures:
         box = figure.bounding_box()
         assert box["width"] > 250

@@ -104,7 +104,7 @@ def test_the_internal_page_shows_the_whole_run(internal_page: Path, result: Valu
             low, high = (f"{100 * measure[end]:.1f}" for end in ("low", "high"))
             assert f"{100 * measure['value']:.1f} {low}\u2013{high}" in page.text
     assert page.count("img") == 20
-    assert page.count("svg") == 12
+    assert page.count("svg") == 13
 
 
 def test_the_page_stands_alone_and_can_be_read_without_eyes(internal_page: Path) -> None:
