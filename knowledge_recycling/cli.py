@@ -131,6 +131,10 @@ def release(
     name: Annotated[
         str, typer.Option(help="What the cards call the real set.")
     ] = "private image set",
+    licence: Annotated[
+        Optional[typer.FileText],  # noqa: UP045
+        typer.Option(help="File with the licence of the bundle; by default all rights reserved."),
+    ] = None,
 ) -> None:
     """Write what may leave the building, if the release policy allows it."""
     from knowledge_recycling import pipeline
@@ -138,7 +142,13 @@ def release(
     from knowledge_recycling.releasing.bundle import Order
     from knowledge_recycling.releasing.manifest import list_digest
 
-    order = Order(images=images, name=name, with_generator=generator, override=override)
+    order = Order(
+        images=images,
+        name=name,
+        with_generator=generator,
+        override=override,
+        licence=licence.read() if licence else None,
+    )
     count = pipeline.release(run, out, order, reporter=make_reporter(errors, quiet=False))
     console.print(f"released {count} files to {out}", markup=False, soft_wrap=True)
     console.print(f"SHA-256 of its list: {list_digest(out)}", markup=False, soft_wrap=True)

@@ -35,7 +35,7 @@ from knowledge_recycling.releasing.gate import violations
 from knowledge_recycling.releasing.manifest import verify, write_manifest
 from knowledge_recycling.releasing.student import write_student
 from knowledge_recycling.reporting.result import Result, shareable
-from knowledge_recycling.storage import write_json
+from knowledge_recycling.storage import write_json, write_text
 
 PARQUET = "synthetic.parquet"
 NPZ = "synthetic.npz"
@@ -54,6 +54,8 @@ class Order:
     with_generator: bool = False
     override: str | None = None
     """Why it is released although the policy refuses it."""
+    licence: str | None = None
+    """Text of the licence; `None`: that use needs permission."""
 
 
 def release(run: Run, result: Result, out: Path, order: Order) -> int:
@@ -69,7 +71,7 @@ def release(run: Run, result: Result, out: Path, order: Order) -> int:
         RunError: The policy refuses the release, the folder exists, or it cannot be written.
     """
     refused = violations(result, run.recipe.release, with_generator=order.with_generator)
-    if refused and order.override is None:
+    if refused and not (order.override or "").strip():
         raise RunError(
             "the release policy refuses this run",
             where=run.folder,
@@ -131,7 +133,7 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
         "images": len(copies.kept),
         "copies": {key: value for key, value in asdict(copies).items() if key != "kept"},
         "onnx_difference": difference,
-        "override": order.override,
+        "override": order.override if refused else None,
         "refused": refused,
         "policy": run.recipe.release.model_dump(mode="json"),
         "with_generator": order.with_generator,
@@ -140,8 +142,8 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
     write_json(bundle / "release.json", about)
     write_cards(bundle, result, about)
     write_croissant(bundle, result, PARQUET)
-    licence = files("knowledge_recycling.releasing").joinpath("LICENSE.bundle.txt")
-    (bundle / "LICENSE.txt").write_text(licence.read_text(encoding="utf-8"), encoding="utf-8")
+    reserved = files("knowledge_recycling.releasing").joinpath("LICENSE.bundle.txt")
+    write_text(bundle / "LICENSE.txt", order.licence or reserved.read_text(encoding="utf-8"))
 
 
 def write_generators(run: Run, bundle: Path) -> None:

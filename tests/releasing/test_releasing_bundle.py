@@ -142,9 +142,10 @@ def test_cards_say_why_it_was_released_and_escape_what_they_quote(bundle: Path) 
 
 
 def test_without_an_override_the_policy_refuses(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="refuses") as caught:
-        pipeline.release(run, tmp_path / "bundle")
-    assert "there is no audit" in str(caught.value.got)
+    for reason in (None, "", " "):  # an empty reason is none
+        with pytest.raises(RunError, match="refuses") as caught:
+            pipeline.release(run, tmp_path / "bundle", Order(override=reason))
+        assert "there is no audit" in str(caught.value.got)
     assert list(tmp_path.iterdir()) == []
 
 
