@@ -192,6 +192,16 @@ def test_names_that_are_no_text_are_survived(make_run: MakeRun, result: Values) 
     assert "\u80ba" in page.text
 
 
+def test_every_generator_is_shown_with_what_was_chosen(make_run: MakeRun, result: Values) -> None:
+    chosen = {"candidate": "candidate-05", "knobs": {"guidance": 1.5}}
+    tried = {key: result[key] for key in ("candidates", "tuning")}
+    further = {"second": {"kind": "biggan", "chosen": chosen, **tried}}
+    page = Page(write_report(make_run(small(result) | {"further_generators": further})))
+    assert "The generator second (biggan) draws as many images: candidate-05" in page.text
+    assert "All candidates of second" in page.text
+    assert "loss is not finite" in page.text
+
+
 def test_what_is_missing_is_said(make_run: MakeRun, result: Values) -> None:
     run = make_run(bare(result))
     for path in [*run.rglob("*.jsonl"), *run.rglob("*.npz")]:
