@@ -131,23 +131,37 @@ def release(
     name: Annotated[
         str, typer.Option(help="What the cards call the real set.")
     ] = "private image set",
+    licence: Annotated[
+        Optional[typer.FileText],  # noqa: UP045
+        typer.Option(help="File with the licence of the bundle; by default all rights reserved."),
+    ] = None,
 ) -> None:
     """Write what may leave the building, if the release policy allows it."""
     from knowledge_recycling import pipeline
     from knowledge_recycling.progress import make_reporter
     from knowledge_recycling.releasing.bundle import Order
+    from knowledge_recycling.releasing.manifest import list_digest
 
-    order = Order(images=images, name=name, with_generator=generator, override=override)
+    order = Order(
+        images=images,
+        name=name,
+        with_generator=generator,
+        override=override,
+        licence=licence.read() if licence else None,
+    )
     count = pipeline.release(run, out, order, reporter=make_reporter(errors, quiet=False))
     console.print(f"released {count} files to {out}", markup=False, soft_wrap=True)
+    console.print(f"SHA-256 of its list: {list_digest(out)}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def verify(bundle: BundlePath) -> None:
     """Check that a bundle is as it was released."""
+    from knowledge_recycling.releasing.manifest import list_digest
     from knowledge_recycling.releasing.manifest import verify as check_bundle
 
     console.print(f"{check_bundle(bundle)} files, all as released", markup=False)
+    console.print(f"SHA-256 of their list: {list_digest(bundle)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -200,15 +214,25 @@ def status(run: RunPath) -> None:
 
 @app.command()
 def report(
-    run: RunPath,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Page to write; by default in the run, or comparison.html."),
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Leave out real images and local names.")
     ] = False,
 ) -> None:
-    """Write the report of a finished run as one HTML page."""
+    """Write the report of a finished run, or the comparison of several, as one HTML page."""
+    from knowledge_recycling.reporting.comparison import write_comparison
     from knowledge_recycling.reporting.report import write_report
 
-    console.print(f"wrote {write_report(run, public=public)}", markup=False, soft_wrap=True)
+    if len(runs) == 1:
+        page = write_report(runs[0], public=public, target=out)
+    else:
+        page = out or Path("comparison.html")
+        write_comparison(runs, page, public=public)
+    console.print(f"wrote {page}", markup=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

@@ -160,7 +160,7 @@ def run(
             perform(out / stage.name, fingerprint(stage, prepared), partial(stage.work, prepared))
             if stage.name == until:
                 return None
-        write_sealed(out / RESULT, summarise(prepared, recipe))
+        write_sealed(out / RESULT, summarise(prepared, recipe, STAGE_NAMES))
         write_report(out)
     return read_result(out)
 
@@ -209,14 +209,6 @@ def release(
     """
     out = Path(out)
     recipe = given_recipe(out)
-    if recipe.further_generators:
-        raise RunError(
-            "a run with several generators cannot be released yet",
-            where=out,
-            expected="no further_generators",
-            got=", ".join(recipe.further_generators),
-            next_step="release a run with one generator",
-        )
     splits = load_splits(recipe.data)
     with locked(out):
         prepared = prepare(recipe, splits, out, reporter or SilentReporter())
@@ -228,7 +220,7 @@ def release(
                     next_step="finish it with: kr run RECIPE --out RUN",
                 )
             check_done(out / stage.name, fingerprint(stage, prepared))
-        result = parse_result(summarise(prepared, recipe))
+        result = parse_result(summarise(prepared, recipe, STAGE_NAMES))
         return bundles.release(prepared, result, Path(bundle), order or Order())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,14 @@ TRAINED = ("teacher", "generator", "student")
 LIBRARIES = ("knowledge-recycling", "torch", "torchvision", "timm", "numpy", "optuna")
 
 
-def summarise(run: Run, given: Recipe) -> dict[str, Any]:
-    """Returns the content of `result.json`; `given` is the recipe before it was completed."""
+def summarise(run: Run, given: Recipe, stages: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of `result.json`.
+
+    Args:
+        run: The run, all its stages done.
+        given: The recipe before it was completed.
+        stages: Names of all stages, first to last; one that is not done was not asked for.
+    """
     seen = read_json(run.folder / "data" / DATA)
     candidates = read_json(run.folder / "candidates/candidates.json")
     trials = read_json(run.folder / "tuning/trials.json")
@@ -54,11 +61,13 @@ def summarise(run: Run, given: Recipe) -> dict[str, Any]:
         "quality": read_json(run.folder / "evaluation/quality.json"),
         "privacy": audit["privacy"],
         "audit": audit["audit"],
-        "cost": cost(run, candidates),
+        "cost": cost(run, candidates, stages),
         "changed_settings": changed_settings(given),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "digests": dict(run.digests),
-        "stages": {name: output_digest(folder) for name, folder in done_stages(run).items()},
+        "stages": {
+            name: output_digest(folder) for name, folder in done_stages(run, stages).items()
+        },
     }
 
 
@@ -103,9 +112,10 @@ def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:
     return 100 * sum(gains) / len(gains)
 
 
-def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+def cost(run: Run, candidates: list[dict[str, Any]], stages: Sequence[str]) -> dict[str, Any]:
     """Returns seconds by stage, images per second by task, and the peak memory."""
-    records = {name: record_of(folder) or {} for name, folder in done_stages(run).items()}
+    done = done_stages(run, stages)
+    records = {name: record_of(folder) or {} for name, folder in done.items()}
     sampling = [row["images_per_second"] for row in candidates if row["images_per_second"]]
     rates = {name: training_rate(run.folder / name) for name in TRAINED}
     return {
@@ -115,9 +125,9 @@ def cost(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def done_stages(run: Run) -> dict[str, Path]:
-    """Returns the folders of the finished stages by name."""
-    return {path.parent.name: path.parent for path in sorted(run.folder.glob(f"*/{DONE}"))}
+def done_stages(run: Run, stages: Sequence[str]) -> dict[str, Path]:
+    """Returns the folders of those of the `stages` that are done, in their order."""
+    return {name: run.folder / name for name in stages if (run.folder / name / DONE).exists()}
 
 
 def seconds(run: Run, stage: str) -> float:

@@ -19,7 +19,7 @@ from knowledge_recycling.artefacts import (
     Run,
     chosen_candidate,
     chosen_knobs,
-    load_source,
+    chosen_source,
     load_student,
     load_teacher,
 )
@@ -35,11 +35,11 @@ from knowledge_recycling.releasing.gate import violations
 from knowledge_recycling.releasing.manifest import verify, write_manifest
 from knowledge_recycling.releasing.student import write_student
 from knowledge_recycling.reporting.result import Result, shareable
-from knowledge_recycling.storage import write_json
+from knowledge_recycling.storage import write_json, write_text
 
 PARQUET = "synthetic.parquet"
 NPZ = "synthetic.npz"
-GENERATOR = "generator.safetensors"
+GENERATORS = "generator.json"
 SCRATCH = ".scratch"
 
 
@@ -54,6 +54,8 @@ class Order:
     with_generator: bool = False
     override: str | None = None
     """Why it is released although the policy refuses it."""
+    licence: str | None = None
+    """Text of the licence; `None`: that use needs permission."""
 
 
 def release(run: Run, result: Result, out: Path, order: Order) -> int:
@@ -68,16 +70,15 @@ def release(run: Run, result: Result, out: Path, order: Order) -> int:
     Raises:
         RunError: The policy refuses the release, the folder exists, or it cannot be written.
     """
-    refused = violations(result, run.recipe.release)
-    if order.with_generator:
-        refused.append("the generator was not attacked: what it leaks is not known")
-    if refused and order.override is None:
+    refused = violations(result, run.recipe.release, with_generator=order.with_generator)
+    if refused and not (order.override or "").strip():
         raise RunError(
             "the release policy refuses this run",
             where=run.folder,
             expected="all limits under [release] of the recipe kept",
             got="; ".join(refused),
-            next_step="mend it, change the policy in the recipe, or give a reason with --override",
+            next_step="mend it; or change [release] in the recipe and repeat kr run, which trains "
+            "nothing anew; or give a reason with --override",
         )
     with new_folder(out) as beside:
         dataset = result.dataset.model_copy(update={"name": order.name})
@@ -127,14 +128,12 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
     )
     copies = write_set(run, bundle, teacher, order.images or students.num_images(len(run.members)))
     if order.with_generator:
-        shutil.copyfile(chosen_candidate(run), bundle / GENERATOR)
-        write_json(bundle / "generator.json", run.recipe.generator.model_dump(mode="json"))
+        write_generators(run, bundle)
     about: dict[str, Any] = {
         "images": len(copies.kept),
         "copies": {key: value for key, value in asdict(copies).items() if key != "kept"},
-        "knobs": dict(chosen_knobs(run)),
         "onnx_difference": difference,
-        "override": order.override,
+        "override": order.override if refused else None,
         "refused": refused,
         "policy": run.recipe.release.model_dump(mode="json"),
         "with_generator": order.with_generator,
@@ -143,8 +142,21 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
     write_json(bundle / "release.json", about)
     write_cards(bundle, result, about)
     write_croissant(bundle, result, PARQUET)
-    licence = files("knowledge_recycling.releasing").joinpath("LICENSE.bundle.txt")
-    (bundle / "LICENSE.txt").write_text(licence.read_text(encoding="utf-8"), encoding="utf-8")
+    reserved = files("knowledge_recycling.releasing").joinpath("LICENSE.bundle.txt")
+    write_text(bundle / "LICENSE.txt", order.licence or reserved.read_text(encoding="utf-8"))
+
+
+def write_generators(run: Run, bundle: Path) -> None:
+    """Writes the chosen candidate of each generator, and what it takes to build and use it."""
+    described = []
+    for each in (run, *run.of_further):
+        weights = f"{each.part or 'generator'}.safetensors"
+        shutil.copyfile(chosen_candidate(each), bundle / weights)
+        settings = each.generator.model_dump(mode="json")
+        knobs = dict(chosen_knobs(each))
+        described.append({"weights": weights, "settings": settings, "knobs": knobs})
+    shape, classes = run.members.shape, run.members.class_names
+    write_json(bundle / GENERATORS, {"shape": shape, "classes": classes, "generators": described})
 
 
 def public_result(result: Result) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def public_result(result: Result) -> dict[str, Any]:
 
 def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
     """Draws the bundle's synthetic set and writes it without copies of members."""
-    source = load_source(run, teacher, chosen_candidate(run), chosen_knobs(run))
+    source = chosen_source(run, teacher)
     path = bundle / SCRATCH / "synthetic.npy"
     draw_set(source, size, path, ("release", "set"), run.context)
     synthetic = open_set(path, run.members.class_names)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from knowledge_recycling.reporting.result import Result
+from knowledge_recycling.releasing.gate import released
+from knowledge_recycling.reporting.result import Attack, Result, strongest
 from knowledge_recycling.reporting.wording import FORMATS, verdict
 from knowledge_recycling.storage import write_text
 
@@ -24,13 +26,36 @@ def write_cards(bundle: Path, result: Result, about: Mapping[str, Any]) -> None:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= FORMATS | {"quoted": quoted, "cell": cell}
     for name, template in CARDS.items():
         page = environment.get_template(template).render(
-            result=result, about=about, verdict=verdict(result)
+            result=result, about=about, verdict=verdict(result), found=strongest_attacks(result)
         )
         write_text(bundle / name, page)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the strongest attack on a released target, or on the canaries in it, reached."""
+
+    target: str
+    name: str
+    attack: Attack
+
+
+def strongest_attacks(result: Result) -> list[Found]:
+    """Returns the strongest attack on each target that is held to the release policy."""
+    if result.audit is None:
+        return []
+    held = released(result.audit, with_generator=True)
+    rows = []
+    for target, attacks in result.privacy.items():
+        name = strongest(attacks)
+        if target.partition(", ")[0] in held and name is not None:
+            rows.append(Found(target, name, attacks[name]))
+    return rows
 
 
 def quoted(text: str) -> str:

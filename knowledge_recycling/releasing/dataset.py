@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from sklearn.metrics.pairwise import euclidean_distances
 
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.evaluation.quality import nearest_distances
@@ -26,9 +27,12 @@ CHUNK = 1000
 COPY_QUANTILE = 0.01
 """A synthetic image nearer to a member than all but this share of members are to one another counts
 as a near copy."""
+BLOCK_BYTES = 2**25
+"""Of the pixels as float64 that are compared at a time."""
 MAX_REFERENCE = 2000
 """Members that the threshold is measured on."""
 
+Floats = npt.NDArray[np.float64]
 SoftLabels = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
 
 
@@ -54,17 +58,11 @@ def without_copies(
 
     Members are looked for upright and in every flip and turn among the generator's `augmentations`.
     """
-    real = _flat(members.images)
     rows = random.permutation(len(members))[:MAX_REFERENCE]
-    between = np.array([_nearest_other(real, row) for row in rows])
-    threshold = float(np.quantile(between, COPY_QUANTILE))
-    views = [_flat(view) for view in turned(members.images, augmentations)]
-    nearest = np.concatenate(
-        [
-            np.min([nearest_distances(_flat(chunk), view) for view in views], axis=0)
-            for chunk in _chunks(synthetic.images)
-        ]
-    )
+    threshold = float(np.quantile(_to_nearest_other(members.images, rows), COPY_QUANTILE))
+    nearest = np.full(len(synthetic), np.inf)
+    for view in turned(members.images, augmentations):
+        nearest = np.minimum(nearest, _to_nearest(synthetic.images, view))
     exact, near = nearest == 0, nearest < threshold
     return Copies(
         kept=np.flatnonzero(~(exact | near)),
@@ -88,20 +86,39 @@ def turned(
                 yield view[..., ::-1] if left else view
 
 
-def _nearest_other(real: npt.NDArray[np.float64], row: int) -> float:
-    distances = np.linalg.norm(real - real[row], axis=1)
-    distances[row] = np.inf
-    return float(distances.min())
+def _to_nearest(images: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> Floats:
+    """Returns the distance from each image to the nearest of the others, [M]."""
+    return np.concatenate(
+        [
+            np.min([nearest_distances(block, other) for _, other in _blocks(others)], axis=0)
+            for _, block in _blocks(images)
+        ]
+    )
 
 
-def _flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Returns rows whose Euclidean distance is the root mean square difference of pixels."""
-    flat = images.reshape(len(images), -1)
-    return np.asarray(flat / np.sqrt(flat.shape[1]), dtype=np.float64)
+def _to_nearest_other(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Floats:
+    """Returns the distance from the images in `rows` to the nearest image in another row."""
+    nearest = np.full(len(rows), np.inf)
+    for first, block in _blocks(images[rows]):
+        own = rows[first : first + len(block)]
+        for start, others in _blocks(images):
+            distances = euclidean_distances(block, others)
+            distances[start + np.arange(len(others)) == own[:, None]] = np.inf
+            part = slice(first, first + len(block))
+            nearest[part] = np.minimum(nearest[part], distances.min(axis=1))
+    return nearest
 
 
-def _chunks(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-    return (images[i : i + CHUNK] for i in range(0, len(images), CHUNK))
+def _blocks(images: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Floats]]:
+    """Yields the images some at a time, each block with the number of its first image.
+
+    They are rows whose Euclidean distance is the root mean square difference of pixels.
+    """
+    pixels = int(np.prod(images.shape[1:]))
+    size = max(1, BLOCK_BYTES // (8 * pixels))
+    for start in range(0, len(images), size):
+        flat = images[start : start + size].reshape(-1, pixels)
+        yield start, flat / np.sqrt(pixels)
 
 
 def write_parquet(

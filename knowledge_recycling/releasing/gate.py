@@ -2,70 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from knowledge_recycling.auditing import SANITY
 from knowledge_recycling.privacy.policy import ReleasePolicy
-from knowledge_recycling.reporting.result import Attack, Result
+from knowledge_recycling.reporting.result import Attack, Audit, Result
 
-RELEASED = ("student", "synthetic set")
-"""Targets of the audit that leave the building."""
 FPR = 0.01
+FOUND_AUC = 0.6
+"""What attacks must reach on overfitted classifiers at least, or at least the limit they check."""
+Attacks = Mapping[str, Attack]
 
 
-def violations(result: Result, policy: ReleasePolicy) -> list[str]:
-    """Returns a sentence for each limit that the result does not keep; none: it may be released."""
-    return [*_audit(result, policy), *_leakage(result, policy), *_utility(result, policy)]
+def violations(result: Result, policy: ReleasePolicy, *, with_generator: bool = False) -> list[str]:
+    """Returns a sentence for each limit that the result does not keep; none: it may be released.
+
+    Args:
+        result: The run; of its audited targets only those count that are released, with their
+            canaries. Yardsticks, which stand beside them to compare with, do not.
+        policy: The limits.
+        with_generator: Whether the generator is released too.
+    """
+    return [*_leakage(result, policy, with_generator), *_utility(result, policy)]
 
 
-def _audit(result: Result, policy: ReleasePolicy) -> Iterator[str]:
-    if policy.audit == "none":
+def _leakage(result: Result, policy: ReleasePolicy, with_generator: bool) -> Iterator[str]:
+    audit = result.audit
+    if audit is None:
+        if policy.audit != "none":
+            yield "there is no audit; make one with: kr audit RUN"
+        if with_generator:
+            yield "the generator was not attacked: what it leaks is not known"
         return
-    if result.audit is None:
-        yield "there is no audit; make one with: kr audit RUN"
-    elif policy.audit == "pipeline" and result.audit.mode != "pipeline":
-        yield f"the audit is of the mode '{result.audit.mode}', expected 'pipeline'"
-
-
-def _leakage(result: Result, policy: ReleasePolicy) -> Iterator[str]:
-    for target, attacks in result.privacy.items():
-        name, _, canaries = target.partition(", ")
-        if name not in RELEASED:
+    if policy.audit == "pipeline" and audit.mode != "pipeline":
+        yield f"the audit is of the mode '{audit.mode}', expected 'pipeline'"
+    yield from _sanity(result.privacy, policy.max_auc)
+    for target in released(audit, with_generator=with_generator):
+        if target not in result.privacy:
+            yield f"the {target} was not attacked: what it leaks is not known"
             continue
-        limits = (
-            (policy.max_canary_auc, policy.max_canary_tpr)
-            if canaries
-            else (policy.max_auc, policy.max_tpr)
-        )
-        yield from _above(target, attacks, *limits)
+        yield from _above(target, result.privacy[target], policy.max_auc, policy.max_tpr)
+        yield from _canaries(target, result.privacy, policy)
+
+
+def released(audit: Audit, *, with_generator: bool) -> tuple[str, ...]:
+    """Returns the targets that the limits hold for."""
+    if audit.mode == "classifier":  # it attacked nothing else; the student learnt from the teacher
+        return ("teacher", "generator") if with_generator else ("teacher",)
+    return ("student", "synthetic set", "generator")[: 3 if with_generator else 2]
+
+
+def _sanity(privacy: Mapping[str, Attacks], max_auc: float | None) -> Iterator[str]:
+    """Yields a sentence where the attacks cannot find even overfitting, or were not tried on it."""
+    rows = [attacks for name, attacks in privacy.items() if name.startswith(SANITY)]
+    areas = [attack.auc or 0.0 for attacks in rows for attack in attacks.values()]
+    if max(areas, default=0.0) <= min(max_auc or FOUND_AUC, FOUND_AUC):
+        found = f"AUC {max(areas):.3f}" if areas else "there is no sanity row"
+        yield f"the attacks did not find an overfitted classifier, so they show nothing: {found}"
+
+
+def _canaries(target: str, privacy: Mapping[str, Attacks], policy: ReleasePolicy) -> Iterator[str]:
+    limits = (policy.max_canary_auc, policy.max_canary_tpr)
+    planted = [name for name in privacy if name.startswith(f"{target}, ")]
+    if limits != (None, None) and not planted:
+        yield f"{target}: there were no canaries to hold to their limit"
+    for name in planted:
+        yield from _above(name, privacy[name], *limits)
 
 
 def _above(
-    target: str, attacks: dict[str, Attack], max_auc: float | None, max_tpr: float | None
+    target: str, attacks: Attacks, max_auc: float | None, max_tpr: float | None
 ) -> Iterator[str]:
-    areas = {name: attack.auc for name, attack in attacks.items() if attack.auc is not None}
-    if max_auc is not None and areas:
-        name = max(areas, key=lambda each: areas[each])
-        if areas[name] > max_auc:
-            yield f"{target}: AUC {areas[name]:.3f} ({name}), {_by(areas[name] - max_auc, max_auc)}"
-    if max_tpr is None:
-        return
+    areas = {name: attack.auc for name, attack in attacks.items()}
     rates = {name: attack.tpr_at_fpr.get(FPR) for name, attack in attacks.items()}
-    known = {name: rate for name, rate in rates.items() if rate is not None}
+    yield from _largest_above(target, "AUC", areas, max_auc)
+    yield from _largest_above(target, "true positive rate at 1 % false positives", rates, max_tpr)
+
+
+def _largest_above(
+    target: str, measure: str, values: Mapping[str, float | None], limit: float | None
+) -> Iterator[str]:
+    known = {name: value for name, value in values.items() if value is not None}
+    if limit is None:
+        return
     if not known:
-        yield f"{target}: the true positive rate at 1 % false positives is not resolvable"
-    elif max(known.values()) > max_tpr:
-        name = max(known, key=lambda each: known[each])
-        excess = _by(known[name] - max_tpr, max_tpr)
-        yield f"{target}: {known[name]:.3f} true positives at 1 % false ones ({name}), {excess}"
+        yield f"{target}: the {measure} is not resolvable"
+        return
+    name = max(known, key=lambda each: known[each])
+    if known[name] > limit:
+        excess = f"{known[name] - limit:.3f} above the limit of {limit}"
+        yield f"{target}: {measure} {known[name]:.3f} ({name}), {excess}"
 
 
 def _utility(result: Result, policy: ReleasePolicy) -> Iterator[str]:
     accuracy, gap = result.student.test.accuracy.value, result.gap.accuracy_pp
-    if policy.min_accuracy is not None and (accuracy or 0.0) < policy.min_accuracy:
-        yield f"the student's accuracy is {accuracy}, the limit is {policy.min_accuracy}"
-    if policy.min_gap_pp is not None and (gap is None or gap < policy.min_gap_pp):
-        yield f"the gap is {gap} points, the limit is {policy.min_gap_pp}"
+    yield from _below("the student's accuracy", accuracy, policy.min_accuracy)
+    yield from _below("the gap in percentage points", gap, policy.min_gap_pp)
 
 
-def _by(excess: float, limit: float) -> str:
-    return f"{excess:.3f} above the limit of {limit}"
+def _below(measure: str, value: float | None, limit: float | None) -> Iterator[str]:
+    if limit is None:
+        return
+    if value is None:
+        yield f"{measure} is not known"
+    elif value < limit:
+        yield f"{measure} is {value:.3f}, {limit - value:.3f} below the limit of {limit}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.storage import file_digest, read_json, write_json
+from knowledge_recycling.storage import file_digest, write_json
 
 MANIFEST = "MANIFEST.json"
+AGAIN = "get the bundle again from where it was released"
 
 
 def write_manifest(bundle: Path) -> None:
@@ -21,9 +23,7 @@ def verify(bundle: Path) -> int:
     Raises:
         RunError: It is no bundle, or a file is changed, missing, or not on the list.
     """
-    if not (bundle / MANIFEST).exists():
-        raise RunError("this folder is no bundle", where=bundle, expected=f"a {MANIFEST} in it")
-    listed, present = read_json(bundle / MANIFEST)["sha256"], _digests(bundle)
+    listed, present = _listed(bundle / MANIFEST), _digests(bundle)
     faults = {
         "missing": sorted(listed.keys() - present.keys()),
         "not on the list": sorted(present.keys() - listed.keys()),
@@ -36,12 +36,35 @@ def verify(bundle: Path) -> int:
             where=bundle,
             expected=f"the files of {MANIFEST}, unchanged",
             got=found,
-            next_step="get the bundle again from where it was released",
+            next_step=AGAIN,
         )
     return len(present)
+
+
+def list_digest(bundle: Path) -> str:
+    """Returns the SHA-256 of the list itself: told apart from the bundle, it vouches for it all."""
+    return file_digest(bundle / MANIFEST)
+
+
+def _listed(manifest: Path) -> dict[str, str]:
+    if not manifest.exists():
+        raise RunError(
+            "this folder is no bundle", where=manifest.parent, expected=f"a {MANIFEST} in it"
+        )
+    try:
+        digests = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        return {str(name): str(digest) for name, digest in digests.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            "the list of the bundle's files is damaged", where=manifest, got=error, next_step=AGAIN
+        ) from error
 
 
 def _digests(bundle: Path) -> dict[str, str]:
     files = sorted(path for path in bundle.rglob("*") if path.is_file() or path.is_symlink())
     names = {path.relative_to(bundle).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in names.items() if name != MANIFEST}
+    return {name: _digest(path) for name, path in names.items() if name != MANIFEST}
+
+
+def _digest(path: Path) -> str:
+    return f"link to {path.readlink()}" if path.is_symlink() else file_digest(path)

@@ -71,15 +71,42 @@ class Curve:
 def gap_plot(gap: Gap) -> Markup:
     """Returns the gap in each metric that has one, with its interval, about a line at zero."""
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
-    measures = {label: gap.measure(metric) for metric, label in names.items()}
-    figure, axes = new_figure(1.9)
+    return interval_plot({label: gap.measure(metric) for metric, label in names.items()})
+
+
+@styled
+def interval_plot(
+    measures: Mapping[str, Measure],
+    *,
+    reference: float = 0.0,
+    label: str = "Student minus Teacher, percentage points",
+) -> Markup:
+    """Returns one measure of the Student in several rows, about a line at `reference`."""
+    figure, axes = new_figure(1.0 + 0.3 * len(measures))
     for position, measure in enumerate(measures.values()):
         _draw_interval(axes[0], position, measure, "Student")
-    axes[0].axvline(0, color=INK, linewidth=0.8)
-    _name_rows(axes[0], list(measures))
-    axes[0].set_xlabel("Student minus Teacher, percentage points")
+    axes[0].axvline(reference, color=INK, linewidth=0.8)
+    _name_rows(axes[0], _labels(list(measures), 22))
+    axes[0].xaxis.set_major_locator(MaxNLocator(6))
+    axes[0].set_xlabel(label)
     spoken = "; ".join(f"{name} {_spoken(measure)}" for name, measure in measures.items())
-    return inline_svg(figure, f"Gap in percentage points with 95 % intervals: {spoken}")
+    return inline_svg(figure, f"{label}, with 95 % intervals: {spoken}")
+
+
+@styled
+def accuracy_plot(names: Sequence[str], by_role: Mapping[str, Sequence[Measure]]) -> Markup:
+    """Returns accuracies on the test split in named rows, by role, with their intervals."""
+    figure, axes = new_figure(1.1 + 0.3 * len(names))
+    _draw_rows(axes[0], by_role)
+    _name_rows(axes[0], _labels(names, 22))
+    axes[0].set_xlabel("accuracy on the test split, %")
+    if len(by_role) > 1:
+        _legend(figure)
+    spoken = [
+        f"{name} {' and '.join(_spoken(_percent(values[row])) for values in by_role.values())}"
+        for row, name in enumerate(names)
+    ]
+    return inline_svg(figure, f"Accuracy of the {' and '.join(by_role)}: {'; '.join(spoken)}")
 
 
 @styled
@@ -95,12 +122,9 @@ def recall_plot(result: Result) -> Markup | None:
     worst_first = np.argsort([_number(measure) for measure in recalls["Student"]], kind="stable")
     shown = np.sort(worst_first[:READABLE_CLASSES])
     figure, axes = new_figure(1.1 + 0.3 * len(shown))
-    for (role, measures), offset in zip(recalls.items(), (-0.15, 0.15), strict=True):
-        for position, index in enumerate(shown):
-            _draw_interval(axes[0], position + offset, _percent(measures[index]), role)
+    _draw_rows(axes[0], {role: [rows[i] for i in shown] for role, rows in recalls.items()})
     labels = _labels(result.dataset.classes, 18)
     _name_rows(axes[0], [labels[index] for index in shown])
-    axes[0].xaxis.set_major_locator(MaxNLocator(6))
     axes[0].set_xlabel("recall, %")
     _legend(figure)
     return inline_svg(figure, f"Recall of {len(shown)} classes by Teacher and Student")
@@ -213,7 +237,7 @@ def tuning_plot(trials: Sequence[Trial]) -> Markup | None:
     figure, (axes,) = new_figure(3.0)
     mean = (_cas(trials) + _robust_cas(trials)) / 2
     best = np.fmax.accumulate(mean)
-    axes.step(numbers, best, where="post", color=MUTED, linewidth=0.8, label="best mean so far")
+    axes.step(numbers, best, where="post", color=MUTED, linewidth=0.8, label="best so far")
     _draw_scored(axes, numbers, trials, STUDENT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel="CAS on validation, %")
@@ -267,6 +291,15 @@ def _draw_scored(
             ring.set_markerfacecolor("none")
 
 
+def _draw_rows(axes: Axes, by_role: Mapping[str, Sequence[Measure]]) -> None:
+    """Draws fractions in percent, a row for each entry and in it one below the other by role."""
+    offsets = np.linspace(-0.15, 0.15, len(by_role)) if len(by_role) > 1 else (0.0,)
+    for (role, measures), offset in zip(by_role.items(), offsets, strict=True):
+        for row, measure in enumerate(measures):
+            _draw_interval(axes, row + offset, _percent(measure), role)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+
+
 def _draw_interval(axes: Axes, position: float, measure: Measure, role: str) -> None:
     colour = _COLOURS[role]
     if measure.low is not None and measure.high is not None:
@@ -288,7 +321,9 @@ def _count_images(axes: Axes) -> None:
 def _legend(figure: Figure) -> None:
     entries = zip(*figure.axes[0].get_legend_handles_labels(), strict=True)
     handles = {label: handle for handle, label in entries}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=4)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper right", ncols=4, columnspacing=1.2
+    )
 
 
 def _percent(measure: Measure) -> Measure:
@@ -315,8 +350,8 @@ def _robust_cas(tried: Sequence[Scored]) -> npt.NDArray[np.float64]:
 def _spoken(measure: Measure) -> str:
     if measure.value is None:
         return "not measured"
-    between = "" if measure.low is None else f" ({measure.low:.1f} to {measure.high:.1f})"
-    return f"{measure.value:.1f}{between}"
+    between = "" if measure.low is None else f" ({measure.low:.3g} to {measure.high:.3g})"
+    return f"{measure.value:.3g}{between}"
 
 
 def _best(tried: Sequence[Scored]) -> str:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.reporting import plots
+from knowledge_recycling.reporting.page import render
 from knowledge_recycling.reporting.result import Attack, Result, read_result, shareable
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
-from knowledge_recycling.reporting.wording import FORMATS, Verdict, number, plain, verdict
+from knowledge_recycling.reporting.wording import Verdict, number, plain, verdict
 from knowledge_recycling.rundir import check_done
 from knowledge_recycling.storage import write_text
 
@@ -41,6 +41,8 @@ class Figures:
     """The drawings of the page; `None` where the run has nothing to draw."""
 
     gap: Markup
+    rows: Markup | None
+    """The further rows beside Teacher and Student."""
     recall: Markup | None
     confusion: Mapping[str, Markup | None]
     reliability: Mapping[str, Markup | None]
@@ -99,7 +101,7 @@ def write_report(run_folder: Path, *, public: bool = False, target: Path | None 
         RunError: The run has no readable result, a file of a stage is missing or changed, or the
             page cannot be written.
     """
-    page = _render(_view(run_folder, public=public))
+    page = render("template.html", vars(_view(run_folder, public=public)))
     target = target or run_folder / ("report-public.html" if public else "report.html")
     write_text(target, page)
     return target
@@ -164,6 +166,7 @@ def _figures(result: Result, run_folder: Path) -> Figures:
     classes = result.dataset.classes
     return Figures(
         gap=plots.gap_plot(result.gap),
+        rows=_rows_plot(result),
         recall=plots.recall_plot(result),
         confusion={
             role: plots.confusion_plot(role, classes, utility)
@@ -178,6 +181,17 @@ def _figures(result: Result, run_folder: Path) -> Figures:
         candidates=plots.candidate_plot(result.candidates),
         tuning=plots.tuning_plot(result.tuning),
         knobs=plots.knob_plot(result.tuning),
+    )
+
+
+def _rows_plot(result: Result) -> Markup | None:
+    rows = {"Teacher": result.teacher, "Student": result.student}
+    rows |= {row.name: row for row in result.rows}
+    accuracies = {name: row.test.accuracy for name, row in rows.items()}
+    return (
+        plots.accuracy_plot(list(rows), {"Student": list(accuracies.values())})
+        if result.rows
+        else None
     )
 
 
@@ -213,17 +227,3 @@ def _largest_confusions(result: Result, count: int = 8) -> tuple[Confusion, ...]
         if images and predicted != true
     ]
     return tuple(sorted(wrong, key=lambda each: -each.count)[:count])
-
-
-def _render(view: View) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FORMATS
-    page = environment.get_template("template.html").render(vars(view))
-    # Names of folders may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
-    return page.encode("utf-8", "replace").decode("utf-8")

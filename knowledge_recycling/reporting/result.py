@@ -193,6 +193,12 @@ class Attack(Part):
     """Interval of `auc` and of the true-positive rates, under the same keys."""
 
 
+def strongest(attacks: Mapping[str, Attack]) -> str | None:
+    """Returns the name of the attack with the largest AUC; `None` where none has one."""
+    areas = {name: attack.auc for name, attack in attacks.items() if attack.auc is not None}
+    return max(areas, key=lambda name: areas[name], default=None)
+
+
 class Audit(Part):
     """How the attacks were made."""
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from knowledge_recycling.reporting.result import Measure, Result
+from knowledge_recycling.reporting.result import Measure, Result, strongest
 
 _MINUS = "\u2212"
 _EN_DASH = "\u2013"
@@ -55,28 +55,39 @@ def _in_words(gap: Measure) -> str:
 
 
 def _leakage_sentence(result: Result) -> str:
-    attacks = result.privacy.get("student", {})
-    aucs = {name: each.auc for name, each in attacks.items() if each.auc is not None}
-    if not aucs:
+    student = _strongest_in_words(result, "student")
+    if student is not None:
+        return f"The Student leaks at least this much: {student}; a stronger attack may find more."
+    teacher = _strongest_in_words(result, "teacher")
+    if teacher is not None:
         return (
-            "Leakage was not audited: nothing here says how much the Student, the Generator or "
-            "the synthetic images give away about the real training images: guard them like those."
+            f"The Student was not audited, only its Teacher, which leaks at least this: {teacher}."
         )
-    strongest = max(aucs, key=lambda name: aucs[name])
-    low, high = attacks[strongest].ci95.get("auc", (None, None))
+    return (
+        "Leakage was not audited: nothing here says how much the Student, the Generator or "
+        "the synthetic images give away about the real training images: guard them like those."
+    )
+
+
+def _strongest_in_words(result: Result, target: str) -> str | None:
+    attacks = result.privacy.get(target, {})
+    name = strongest(attacks)
+    if name is None:
+        return None
+    low, high = attacks[name].ci95.get("auc", (None, None))
     between = "" if None in (low, high) else f" (95 % interval {low:.3f} to {high:.3f})"
     return (
-        f"The Student leaks at least this much: the strongest of {len(aucs)} attacks, {strongest}, "
-        f"tells members from others with an AUC of {aucs[strongest]:.3f}{between}, where 0.5 is "
-        "guessing; a stronger attack may find more."
+        f"the strongest of {len(attacks)} attacks, {name}, tells members from others with an AUC "
+        f"of {attacks[name].auc:.3f}{between}, where 0.5 is guessing"
     )
 
 
 def _open_questions(result: Result) -> str:
+    unattacked = result.privacy and "generator" not in result.privacy
     return (
         f"Not tested: other seeds (this is one run, with seed {result.seed}), images from any "
-        "other source than this set, and whatever is too rare to show among "
-        f"{result.student.test.n:,} test images."
+        f"other source than this set, {'attacks on the Generator itself, ' if unattacked else ''}"
+        f"and whatever is too rare to show among {result.student.test.n:,} test images."
     )
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from knowledge_recycling.releasing.bundle import Order
 from knowledge_recycling.releasing.dataset import without_copies
 from knowledge_recycling.releasing.manifest import MANIFEST, verify
 
+KR = f"{sys.executable} -m knowledge_recycling.cli"
 ALLOWED = {
     "LICENSE.txt", "MANIFEST.json", "MODEL_CARD.md", "README.md", "croissant.json",
     "generator.json", "generator.safetensors", "release.json", "result.json", "student.json",
@@ -140,9 +142,10 @@ def test_cards_say_why_it_was_released_and_escape_what_they_quote(bundle: Path) 
 
 
 def test_without_an_override_the_policy_refuses(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="refuses") as caught:
-        pipeline.release(run, tmp_path / "bundle")
-    assert "there is no audit" in str(caught.value.got)
+    for reason in (None, "", " "):  # an empty reason is none
+        with pytest.raises(RunError, match="refuses") as caught:
+            pipeline.release(run, tmp_path / "bundle", Order(override=reason))
+        assert "there is no audit" in str(caught.value.got)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,6 +170,20 @@ def test_a_spoilt_bundle_is_found_out(copied: Path, kind: str) -> None:
         kr.load(copied)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": 7}', "{}"])
+def test_a_damaged_list_is_named(copied: Path, text: str) -> None:
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(RunError, match="list of the bundle's files is damaged"):
+        verify(copied)
+
+
+def test_a_link_is_no_file_of_the_bundle(copied: Path, bundle: Path) -> None:
+    (copied / "student.onnx").unlink()
+    (copied / "student.onnx").symlink_to(bundle / "student.onnx")
+    with pytest.raises(RunError, match="not as it was released"):
+        verify(copied)
+
+
 def test_an_edited_run_is_not_released(run: Path, tmp_path: Path) -> None:
     edited = Path(shutil.copytree(run, tmp_path / "run"))
     weights = edited / "student/weights.safetensors"
@@ -189,6 +206,23 @@ def test_a_failure_half_way_leaves_nothing(
     with pytest.raises(RunError, match="no space left"):
         pipeline.release(run, tmp_path / "bundle", Order(override="x"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+@pytest.mark.parametrize("kib", [16, 60, 100, 140, 180])
+def test_a_disk_that_is_full_half_way_keeps_nothing(run: Path, tmp_path: Path, kib: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = f"mount -t tmpfs -o size={kib}k none {disk} && {KR} release {run} {disk}/bundle "
+    inside += f"--override x; echo code $?; ls -A {disk} | wc -l"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "permission denied" in told.stderr.lower() or "not permitted" in told.stderr.lower():
+        pytest.skip("may not mount")
+    assert told.stdout.split() == ["code", "2", "0"], told.stderr
+    assert "no space left" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_an_existing_folder_is_left_alone(run: Path, tmp_path: Path) -> None:
@@ -232,6 +266,32 @@ def test_figures_that_were_edited_do_not_pass_the_gate(run: Path, tmp_path: Path
     (edited / "result.json").write_text(json.dumps(values))
     with pytest.raises(RunError, match="refuses"):
         pipeline.release(edited, tmp_path / "bundle")
+
+
+@pytest.mark.slow
+def test_several_generators_are_drawn_from_and_released(run: Path, tmp_path: Path) -> None:
+    recipe = json.loads((run / "given.json").read_text())
+    recipe["further_generators"] = {"second": {}}
+    recipe["student"]["synthesis"]["set_size"] = 1.0
+    out = tmp_path / "run"
+    pipeline.run(kr.Recipe.from_dict(recipe), out)
+    order = Order(with_generator=True, override="x")
+    pipeline.release(out, tmp_path / "bundle", order)
+    pipeline.release(run, tmp_path / "of one", replace(order, images=64))
+
+    described = json.loads((tmp_path / "bundle/generator.json").read_text())
+    assert [each["weights"] for each in described["generators"]] == [
+        "generator.safetensors",
+        "generator-second.safetensors",
+    ]
+    for each, part in zip(described["generators"], ("", "generator-second"), strict=True):
+        assert each["settings"]["width"] == 16
+        candidates = [path.read_bytes() for path in (out / "generator" / part).glob("c*.saf*")]
+        assert (tmp_path / "bundle" / each["weights"]).read_bytes() in candidates
+    # About half of the images (near copies are left out) are as the first generator alone draws.
+    alone = {each.tobytes() for each in images_of(tmp_path / "of one")}
+    shared = [each.tobytes() in alone for each in images_of(tmp_path / "bundle")]
+    assert 0.35 < np.mean(shared) < 0.65
 
 
 def test_a_folder_of_images_is_classified(bundle: Path, tmp_path: Path) -> None:

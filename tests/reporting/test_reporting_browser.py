@@ -7,11 +7,14 @@ from the keyboard. Screenshots of each size and colour scheme stay in pytest's t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FinishedRun
+
+from knowledge_recycling.reporting.comparison import write_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [
@@ -55,21 +58,31 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def page(browser: Any, internal_page: Path, width: int, scheme: str) -> Iterator[Any]:
-    """The internal report, opened; fails afterwards on any console message or request outside."""
-    size = {"width": width, "height": 900}
-    opened = browser.new_page(viewport=size, color_scheme=scheme)
-    complaints: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text))
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("request", lambda request: complaints.append(request.url))
-    opened.goto(internal_page.as_uri())
-    yield opened
-    opened.close()
-    outside = [
-        each for each in complaints if not each.startswith(("data:", internal_page.as_uri()))
-    ]
-    assert outside == []
+def opened(browser: Any, width: int, scheme: str) -> Iterator[Callable[[Path], Any]]:
+    """Opens a file; fails afterwards on any console message or request outside it."""
+    pages, complaints, own = [], [], []
+
+    def open_file(path: Path) -> Any:
+        size = {"width": width, "height": 900}
+        page = browser.new_page(viewport=size, color_scheme=scheme)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url))
+        page.goto(path.as_uri())
+        pages.append(page)
+        own.append(path.as_uri())
+        return page
+
+    yield open_file
+    for page in pages:
+        page.close()
+    assert [each for each in complaints if not each.startswith(("data:", *own))] == []
+
+
+@pytest.fixture
+def page(opened: Callable[[Path], Any], internal_page: Path) -> Any:
+    """The internal report."""
+    return opened(internal_page)
 
 
 def test_every_figure_is_seen_and_nothing_overflows(
@@ -77,7 +90,7 @@ def test_every_figure_is_seen_and_nothing_overflows(
 ) -> None:
     page.screenshot(path=tmp_path / f"report-{width}-{scheme}.png", full_page=True)
     figures = page.locator("figure svg, figure img").all()
-    assert len(figures) == 32
+    assert len(figures) == 33
     for figure in figures:
         box = figure.bounding_box()
         assert box["width"] > 250
@@ -87,6 +100,31 @@ def test_every_figure_is_seen_and_nothing_overflows(
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert page.locator("main").evaluate(CLIPPED) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_comparison_is_seen_and_nothing_overflows(
+    opened: Callable[[Path], Any],
+    finished_run: FinishedRun,
+    width: int,
+    scheme: str,
+    tmp_path: Path,
+) -> None:
+    write_comparison([finished_run.folder] * 3, tmp_path / "comparison.html")
+    page = opened(tmp_path / "comparison.html")
+    page.screenshot(path=tmp_path / f"comparison-{width}-{scheme}.png", full_page=True)
+    for figure in page.locator("figure svg").all():
+        assert figure.bounding_box()["width"] > 250
+    assert page.locator("main").evaluate(CLIPPED) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Skip to the results"
+
+
+def test_on_paper_nothing_is_folded_away(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert all(each.is_visible() for each in page.locator("details table").all())
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(35, 33, 29)"
 
 
 def test_the_switch_works_from_the_keyboard(page: Any) -> None:

@@ -104,7 +104,7 @@ def test_the_internal_page_shows_the_whole_run(internal_page: Path, result: Valu
             low, high = (f"{100 * measure[end]:.1f}" for end in ("low", "high"))
             assert f"{100 * measure['value']:.1f} {low}\u2013{high}" in page.text
     assert page.count("img") == 20
-    assert page.count("svg") == 12
+    assert page.count("svg") == 13
 
 
 def test_the_page_stands_alone_and_can_be_read_without_eyes(internal_page: Path) -> None:
@@ -190,6 +190,16 @@ def test_names_that_are_no_text_are_survived(make_run: MakeRun, result: Values) 
     result["dataset"]["classes"] = ["\udcff", "\x00", "\u202e", "\u80ba", *"efghij"]
     page = Page(write_report(make_run(small(result))))
     assert "\u80ba" in page.text
+
+
+def test_every_generator_is_shown_with_what_was_chosen(make_run: MakeRun, result: Values) -> None:
+    chosen = {"candidate": "candidate-05", "knobs": {"guidance": 1.5}}
+    tried = {key: result[key] for key in ("candidates", "tuning")}
+    further = {"second": {"kind": "biggan", "chosen": chosen, **tried}}
+    page = Page(write_report(make_run(small(result) | {"further_generators": further})))
+    assert "The generator second (biggan) draws as many images: candidate-05" in page.text
+    assert "All candidates of second" in page.text
+    assert "loss is not finite" in page.text
 
 
 def test_what_is_missing_is_said(make_run: MakeRun, result: Values) -> None:

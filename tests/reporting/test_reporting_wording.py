@@ -72,7 +72,17 @@ def test_with_an_audit_the_strongest_attack_on_the_student_bounds_from_below(
 
 def test_an_audit_of_others_is_no_audit_of_the_student(result: Values) -> None:
     result["privacy"] = {"teacher": {"loss": {"auc": 0.6}}}
-    assert "not audited" in verdict(parse_result(result)).leakage
+    sentence = verdict(parse_result(result)).leakage
+    assert "The Student was not audited, only its Teacher" in sentence
+    assert "AUC of 0.600" in sentence
+
+
+def test_a_generator_that_an_audit_left_out_is_named_as_not_tested(result: Values) -> None:
+    assert "Generator" not in verdict(parse_result(result)).not_tested
+    result["privacy"] = {"student": {"loss": {"auc": 0.6}}}
+    assert "attacks on the Generator" in verdict(parse_result(result)).not_tested
+    result["privacy"]["generator"] = {"loss": {"auc": 0.6}}
+    assert "Generator" not in verdict(parse_result(result)).not_tested
 
 
 def test_three_sentences_that_never_promise_safety(result: Values) -> None:
