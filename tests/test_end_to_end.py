@@ -186,6 +186,22 @@ def test_the_test_split_is_opened_by_the_evaluation_only(
     assert stable(run)["teacher"]["test"]["accuracy"]["value"] == pytest.approx(1 - right)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["biggan", "r3gan"])
+def test_another_kind_of_generator_is_one_setting(
+    kind: str, finished: tuple[Path, Path, Kr], tmp_path: Path
+) -> None:
+    recipe, _, _ = finished
+    shorter = [f"generator.kind={kind}", "generator_training.images_seen=320"]
+    result = kr.run(kr.Recipe.load(recipe, shorter), tmp_path / "run")
+    assert result is not None
+    assert result.gap.accuracy_pp is not None
+    assert set(result.chosen.knobs) == {"latent_std", "hard_weight", "prior_correction"}
+    before = weights(tmp_path / "run")
+    kr.run(kr.Recipe.load(recipe, shorter), tmp_path / "run")
+    assert weights(tmp_path / "run") == before
+
+
 def test_another_recipe_on_the_same_folder_is_refused(finished: tuple[Path, Path, Kr]) -> None:
     recipe, run, _ = finished
     before = weights(run)

@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 8,
         "latent_size": 8,
         "embedding_size": 8,
+        "discriminator_steps": 1,
         "learning_rate": 0.01,
         "discriminator_learning_rate": 0.01,
         "augment": (),

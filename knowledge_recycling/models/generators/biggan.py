@@ -3,7 +3,7 @@
 Blocks, shared embedding, skip-z by concatenation, projection discriminator, hinge loss and standing
 statistics follow arXiv 1809.11096, appendices B and C.4; differentiable augmentation for small sets
 follows Zhao et al. 2020, arXiv 2006.10738. At 32 px the default on a GPU is the published network;
-on a CPU the same network is narrower, and the discriminator takes one step per generator step.
+on a CPU the same network is narrower.
 
 Shapes: N images, C channels, H rows, W columns, Z numbers of a latent, E of condition (latent and
 embedded label), D channels.
@@ -58,14 +58,14 @@ class Config(PluginConfig):
     """Numbers of a latent."""
     embedding_size: PositiveInt = 128
     """Numbers of the embedding of a label that all blocks share."""
-    discriminator_steps: PositiveInt = DERIVED
-    """Steps of the discriminator, each on a batch of its own, per step of the generator; unset: 3
-    as in GaFi (arXiv 2305.10118) on a GPU, 1 on a CPU, where the generator needs the steps."""
+    discriminator_steps: PositiveInt = 3
+    """Steps of the discriminator, each on a batch of its own, per step of the generator (3 in GaFi,
+    arXiv 2305.10118)."""
     learning_rate: float = Field(DERIVED, gt=0)
     """Adam's, of the generator; unset: 2e-4 as in GaFi on a GPU, 5e-4 on a CPU."""
     discriminator_learning_rate: float = Field(DERIVED, gt=0)
     """Adam's, of the discriminator; unset: 2e-4 as in GaFi on a GPU; 2e-3 on a CPU, 4 times the
-    generator's as published, since it takes one step per generator step."""
+    generator's, the published ratio."""
     augment: tuple[AugmentationName, ...] = DERIVED
     """Differentiable augmentations of all images that the discriminator sees; unset: `shift`,
     `cutout` and `intensity` for up to 5,000 images, none for more."""
@@ -73,10 +73,10 @@ class Config(PluginConfig):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives published sizes on a GPU, sizes that finish in minutes on a CPU."""
         if facts.on_gpu:
-            sizes = {"width": 128, "depth": 2, "discriminator_steps": 3}
+            sizes = {"width": 128, "depth": 2}
             rates = {"learning_rate": 2e-4, "discriminator_learning_rate": 2e-4}
         else:
-            sizes = {"width": 24, "depth": 1, "discriminator_steps": 1}
+            sizes = {"width": 24, "depth": 1}
             rates = {"learning_rate": 5e-4, "discriminator_learning_rate": 2e-3}
         return sizes | rates | derived_augmentations(facts)
 
