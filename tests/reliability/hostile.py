@@ -29,6 +29,8 @@ class Odd:
     """What it holds, or what makes it at its path."""
     may_be_read: bool = False
     """Whether it is an image that may come back, or one to be refused by name."""
+    may_be_refused: bool = False
+    """Of an image that may come back: whether its decoder may also refuse it."""
 
 
 class Trap:
@@ -100,8 +102,10 @@ def unusual_images() -> Iterator[Odd]:
             image = Image.new(mode, (width, height))
             for format, suffix in (("JPEG", "jpg"), ("TIFF", "tif")):  # noqa: A001
                 yield Odd(f"{mode}-{width}x{height}.{suffix}", encoded(image, format), True)
-    for mode in ("LAB", "YCbCr", "RGBX", "F", "I"):
+    for mode in ("LAB", "RGBX", "F", "I"):
         yield Odd(f"{mode}.tif", encoded(Image.new(mode, (16, 16)), "TIFF"), mode != "F")
+    ycbcr = encoded(Image.new("YCbCr", (16, 16)), "TIFF")
+    yield Odd("YCbCr.tif", ycbcr, may_be_read=True, may_be_refused=True)  # by Pillow 10
     frames = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     several = {"save_all": True, "append_images": frames[1:]}
     yield Odd("animated.png", encoded(frames[0], **several))
@@ -173,8 +177,8 @@ def damaged_images() -> Iterator[Odd]:
     for format, suffix in (("PNG", "png"), ("JPEG", "jpg"), ("TIFF", "tif"), ("BMP", "bmp")):  # noqa: A001
         whole = encoded(COLOUR, format)
         for number, cut in enumerate(np.linspace(1, len(whole) - 1, 8).astype(int)):
-            yield Odd(f"cut-{number}.{suffix}", whole[:cut], True)
+            yield Odd(f"cut-{number}.{suffix}", whole[:cut], True, True)
         for number, place in enumerate(RNG.integers(0, min(len(whole), 120), 12)):
             changed = bytearray(whole)
             changed[place] ^= int(RNG.integers(1, 256))
-            yield Odd(f"changed-{number}.{suffix}", bytes(changed), True)
+            yield Odd(f"changed-{number}.{suffix}", bytes(changed), True, True)
