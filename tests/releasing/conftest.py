@@ -6,15 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import CLASSES, MARKER, SECRET
 
 from knowledge_recycling import pipeline
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.releasing.bundle import Order
-
-MARKER = np.random.default_rng(7).integers(0, 256, (3, 3), dtype=np.uint8)
-"""A patch in the corner of every real image."""
-SECRET = "s3cr3t-place"  # noqa: S105
-CLASSES = ("<script>a|b</script>", "plain")
 
 
 @pytest.fixture(scope="session")

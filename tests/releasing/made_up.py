@@ -1,12 +1,18 @@
-"""Results with an audit, made up."""
+"""Results with an audit, made up; and what marks the real images of the tiny run."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from knowledge_recycling.auditing import SANITY
 from knowledge_recycling.reporting.result import Result, parse_result
 
+MARKER = np.random.default_rng(7).integers(0, 256, (3, 3), dtype=np.uint8)
+"""A patch in the corner of every real image."""
+SECRET = "s3cr3t-place"  # noqa: S105
+CLASSES = ("<script>a|b</script>", "plain")
 CANARIES = ("mislabelled", "atypical", "near-duplicate")
 TARGETS = ("teacher", "student", "synthetic set")
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 import pandas
 import pytest
-from conftest import CLASSES, MARKER, SECRET
+from made_up import CLASSES, MARKER, SECRET
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FinishedRun
 
 from knowledge_recycling.reporting.comparison import write_comparison
 
@@ -104,7 +103,7 @@ def test_every_figure_is_seen_and_nothing_overflows(
 
 def test_the_comparison_is_seen_and_nothing_overflows(
     opened: Callable[[Path], Any],
-    finished_run: FinishedRun,
+    finished_run: Any,
     width: int,
     scheme: str,
     tmp_path: Path,
