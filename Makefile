@@ -33,11 +33,11 @@ $(STAMP)run: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(STAMP)dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[dev,medmnist,release]'
+	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,release]'
 	touch $@
 
 $(STAMP)slow: $(STAMP)dev
-	$(BIN)/pip install --quiet --editable '.[dev,medmnist,release,browser]'
+	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,release,browser]'
 	touch $@
 
 clean:
