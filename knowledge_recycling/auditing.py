@@ -248,7 +248,7 @@ def conclusions(
 ) -> dict[str, Any]:
     """Returns what follows for each target: table of yardsticks, epsilon, classes, ROC."""
     delta, num_classes = run.recipe.audit.yardsticks.dp.delta, run.members.num_classes
-    rows = [random_guess(num_classes)]
+    rows: list[dict[str, Any]] = [random_guess(num_classes)]
     epsilons, classes, curves = {}, {}, {}
     for name, shadows in targets.items():
         primary = batteries[name].primary
@@ -256,7 +256,7 @@ def conclusions(
         found = batteries[name].found[IMAGES][PRIMARY]
         if name in about:
             logits, labels = shadows.logits[:, 0, outside], shadows.labels[outside]
-            rows.append(yardstick(name, logits, labels, found, about[name]))
+            rows.append(asdict(yardstick(name, logits, labels, found, about[name])))
         kinds = shadows.kinds[~outside]
         epsilons[name] = canary_epsilon(primary, kinds, delta)
         classes[name] = by_class(primary, kinds, shadows.labels[~outside], num_classes)
@@ -265,7 +265,7 @@ def conclusions(
             for part, values in vars(found.roc).items()
         }
     return {
-        "yardsticks": [asdict(row) for row in rows],
+        "yardsticks": rows,
         "epsilon_at_least": {name: each for name, each in epsilons.items() if each is not None},
         "epsilon_delta": delta,
         "epsilon_confidence": CONFIDENCE,

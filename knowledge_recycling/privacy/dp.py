@@ -39,7 +39,7 @@ MIN_NOISE = 0.3
 class DPConfig(Config):
     """Classifiers trained with DP-SGD on the real images, one per epsilon."""
 
-    epsilons: tuple[Annotated[float, Field(gt=0)], ...] = (2.0, 8.0)
+    epsilons: tuple[Annotated[float, Field(gt=0)], ...] = (8.0, 64.0)
     """The guarantees, each a classifier; an empty list trains none. Needs the extra `dp`."""
     delta: float = Field(DERIVED, gt=0, lt=1)
     """Chance that the guarantee may fail; unset: one in ten times the real images."""
@@ -48,9 +48,9 @@ class DPConfig(Config):
     ] = Field(default_factory=lambda: {"width": 8}, validate_default=True)
     """The network; batch normalisation, which mixes images, becomes group normalisation. Smaller
     than the teacher's by default: noise grows with the number of weights."""
-    epochs: PositiveInt = 30
+    epochs: PositiveInt = 20
     """Times that each image is expected to be drawn."""
-    learning_rate: float = Field(1.0, gt=0)
+    learning_rate: float = Field(0.25, gt=0)
     """Of SGD without momentum."""
     max_norm: float = Field(1.0, gt=0)
     """Gradients of single images are clipped to this norm."""
