@@ -48,8 +48,9 @@ class DPConfig(Config):
     ] = Field(default_factory=lambda: {"width": 8}, validate_default=True)
     """The network; batch normalisation, which mixes images, becomes group normalisation. Smaller
     than the teacher's by default: noise grows with the number of weights."""
-    epochs: PositiveInt = 20
-    """Times that each image is expected to be drawn."""
+    epochs: PositiveInt = DERIVED
+    """Times that each image is expected to be drawn; unset: 470 over the square root of the real
+    images, since other trainings grow with that root too."""
     learning_rate: float = Field(0.25, gt=0)
     """Of SGD without momentum."""
     max_norm: float = Field(1.0, gt=0)
@@ -58,8 +59,11 @@ class DPConfig(Config):
     """Augmentations by name."""
 
     def derived(self, facts: Facts) -> dict[str, Any]:
-        """Derives delta from the number of images."""
-        return {"delta": 1 / (10 * facts.num_train)}
+        """Derives delta and length from the number of images."""
+        return {
+            "delta": 1 / (10 * facts.num_train),
+            "epochs": max(1, round(470 / math.sqrt(facts.num_train))),
+        }
 
 
 @dataclass(frozen=True)

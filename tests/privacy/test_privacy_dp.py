@@ -27,7 +27,8 @@ MakeSet = Callable[..., ImageSet]
 
 
 def config(**given: Any) -> DPConfig:
-    return validate(DPConfig, {"delta": 1e-3, "classifier": {"width": 8, "blocks": 1}} | given)
+    usual = {"delta": 1e-3, "epochs": 2, "classifier": {"width": 8, "blocks": 1}}
+    return validate(DPConfig, usual | given)
 
 
 def test_a_step_without_noise_is_the_mean_of_clipped_gradients(
