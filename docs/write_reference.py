@@ -22,6 +22,7 @@ FAMILIES = {
     "teacher.classifier": "models.classifiers",
     "generator": "models.generators",
     "student.classifier": "models.classifiers",
+    "audit.yardsticks.dp.classifier": "models.classifiers",
 }
 """Sections whose keys depend on their kind."""
 

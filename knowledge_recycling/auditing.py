@@ -9,84 +9,126 @@ Shapes: S shadows, N images of the pool, P of the population, Q queries, K class
 
 from __future__ import annotations
 
-import math
-import shutil
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from knowledge_recycling import stages
-from knowledge_recycling.artefacts import (
-    Run,
-    candidate_files,
-    chosen_candidate,
-    chosen_knobs,
-    load_source,
-    load_student,
-    load_teacher,
-)
-from knowledge_recycling.context import Context
-from knowledge_recycling.data.augment import augment
-from knowledge_recycling.data.images import ImageSet, Splits, to_bytes, to_unit
-from knowledge_recycling.errors import DataError, RunError
-from knowledge_recycling.models.contracts import Classifier
-from knowledge_recycling.privacy.attacks import synthetic
+from knowledge_recycling.artefacts import Run
+from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.errors import DataError, RecipeError, RunError
+from knowledge_recycling.fanout import fan_out, workers_for
 from knowledge_recycling.privacy.audit import (
+    IMAGES,
     MIN_SHADOWS,
+    PRIMARY,
     AuditConfig,
+    Battery,
     Shadows,
     as_result,
     attack_shadows,
+    by_class,
     by_group,
+    canary_epsilon,
     overfitted,
     vulnerability,
 )
 from knowledge_recycling.privacy.canaries import KINDS, Planted, plant
+from knowledge_recycling.privacy.dp import check_installed
+from knowledge_recycling.privacy.epsilon import CONFIDENCE
 from knowledge_recycling.privacy.many import MIN_PER_SIDE, half_memberships
 from knowledge_recycling.privacy.metrics import Trials
-from knowledge_recycling.privacy.signals import Bools, Floats, Signals
-from knowledge_recycling.randomness import named_seed, numpy_rng, rng
+from knowledge_recycling.privacy.signals import Bools
+from knowledge_recycling.privacy.yardsticks import About, random_guess, yardstick
+from knowledge_recycling.progress import SilentReporter
+from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.synthesis import draw_set, open_set
-from knowledge_recycling.rundir import SCRATCH, perform
-from knowledge_recycling.storage import read_arrays, write_arrays, write_json
-from knowledge_recycling.training.classifier import DivergedError, predict_logits
+from knowledge_recycling.rundir import check_done
+from knowledge_recycling.shadows import ABOUT, SIGNALS, Order, fulfil
+from knowledge_recycling.storage import read_arrays, read_json, write_arrays, write_json
 
-SIGNALS = "signals.npz"
-SYNTHETIC_ATTACKS = {
-    "distance": synthetic.Config(method="distance"),
-    "density": synthetic.Config(method="knn_density", neighbours=5),
-}
 MOST_VULNERABLE = 20
 SANITY = "overfitted classifier (sanity)"
+MIN_HOLDOUT = 20
+
+Answers = dict[str, npt.NDArray[Any]]
+"""What one shadow left, by name: logits [Q,N+P,K] of targets, scores [N] of attacks on its set."""
 
 
 def audit(run: Run, folder: Path) -> None:
-    """Trains the shadows, attacks them, and writes `audit.json` and the raw scores."""
-    config = run.recipe.audit
+    """Trains the shadows, attacks them, and writes `audit.json` and the raw scores.
+
+    Raises:
+        DataError: The validation split cannot be the holdout.
+        RunError: Too few shadows could be made, or some are of other settings.
+    """
+    check_holdout(run.members, run.val, keep=run.recipe.audit.overlap == "leave_out")
     planted, members = pool_of(run)
-    failures: dict[int, str] = {}
-    for number in range(config.shadows):
-        run.context.reporter.stage(f"shadow {number + 1} of {config.shadows}")
-        part = {"shadow": number, "members": members[number].nonzero()[0].tolist()}
-        work = partial(make_shadow, run, planted, members[number], number)
-        try:
-            perform(shadow_folder(folder, number), part, work)
-        except (DataError, DivergedError) as error:  # of this half: the others may do
-            failures[number] = str(error)
-    if config.shadows - len(failures) < MIN_SHADOWS // 2:
+    failures = make_shadows(run, folder, planted, members)
+    left = len(members) - len(failures)
+    if left < MIN_SHADOWS // 2:
         raise RunError(
             "too few shadows are left to attack",
             where=folder,
             expected=f"at least {MIN_SHADOWS // 2}",
-            got=f"{config.shadows - len(failures)}; {next(iter(failures.values()))}",
+            got=f"{left}; {next(iter(failures.values()))}",
             next_step="mend the cause, then start again with: kr run RECIPE --redo audit",
         )
     write_audit(run, folder, planted, members, failures)
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Finds before any training what an audit that the recipe asks for cannot do.
+
+    Raises:
+        RecipeError: It is of several generators, or Opacus is missing.
+    """
+    if recipe.further_generators and recipe.audit.shadows:
+        raise RecipeError(
+            "a run with several generators cannot be audited yet",
+            where="audit.shadows",
+            expected="0, or no further_generators",
+            got=f"{recipe.audit.shadows}, and {', '.join(recipe.further_generators)}",
+            next_step="leave one of them out",
+        )
+    if recipe.audit.shadows:
+        check_installed(recipe.audit.yardsticks.dp)
+
+
+def check_holdout(members: ImageSet, holdout: ImageSet, *, keep: bool) -> Bools:
+    """Returns which images [P] of the holdout are no copies of members.
+
+    Args:
+        members: The real training images.
+        holdout: The validation split: known to be no members of any shadow.
+        keep: Accept copies, to leave them out.
+
+    Raises:
+        DataError: The holdout is too small, or has copies and `keep` does not accept them.
+    """
+    known = {each.tobytes() for each in members.images}
+    apart = np.array([each.tobytes() not in known for each in holdout.images], dtype=np.bool_)
+    copies = int((~apart).sum())
+    if copies and not keep:
+        raise DataError(
+            f"{copies} validation images are also training images",
+            where="audit: the holdout",
+            expected="images that are no members",
+            got=f"{copies} of {len(holdout)} identical to a member",
+            next_step='remove them, or leave them out with --set audit.overlap="leave_out"',
+        )
+    if apart.sum() < MIN_HOLDOUT:
+        raise DataError(
+            "the validation split is too small to be the holdout of an audit",
+            where="audit: the holdout",
+            expected=f"at least {MIN_HOLDOUT} images that are no members",
+            got=int(apart.sum()),
+            next_step="give more validation images",
+        )
+    return apart
 
 
 def pool_of(run: Run) -> tuple[Planted, Bools]:
@@ -97,155 +139,99 @@ def pool_of(run: Run) -> tuple[Planted, Bools]:
     return planted, half_memberships(config.shadows, len(planted.kinds), random)
 
 
+def make_shadows(run: Run, folder: Path, planted: Planted, members: Bools) -> dict[int, str]:
+    """Makes all shadows that are not done, several at a time; returns why which of them failed."""
+    reporter, count = run.context.reporter, len(members)
+    workers = workers_for(run.recipe.compute, count, run.context.fabric.device)
+    quiet = replace(run, context=replace(run.context, reporter=SilentReporter()))
+    orders = [
+        Order(
+            run=run if workers.count == 1 else quiet,
+            pool=planted.pool,
+            members=members[number],
+            number=number,
+            folder=shadow_folder(folder, number),
+            threads=workers.threads,
+        )
+        for number in range(count)
+    ]
+    reporter.stage(f"{count} shadows, {workers.count} at a time")
+    failures = {}
+    for done, outcome in enumerate(fan_out(fulfil, orders, workers.count), start=1):
+        told = f": {outcome.failure}" if outcome.failure else ""
+        reporter.stage(f"shadow {outcome.number} is done, {done} of {count}{told}")
+        if outcome.failure is not None:
+            failures[outcome.number] = outcome.failure
+    return failures
+
+
 def shadow_folder(folder: Path, number: int) -> Path:
     """Returns the part of a shadow."""
     return folder / f"shadow-{number:03d}"
 
 
-def make_shadow(run: Run, planted: Planted, members: Bools, number: int, folder: Path) -> None:
-    """Runs the pipeline on the members [N] and writes what it says of every image."""
-    shadow = shadow_run(run, planted.pool.subset(members.nonzero()[0]), number, folder / SCRATCH)
-    whole = run.recipe.audit.mode == "pipeline"
-    _perform(shadow, "teacher", stages.train_teacher)
-    if whole:
-        _perform(shadow, "generator", stages.train_generator)
-        _choose(run, shadow)
-        _perform(shadow, "student", stages.distil_student)
-    write_arrays(folder / SIGNALS, signals_of(shadow, planted.pool, whole=whole))
-    shutil.rmtree(shadow.folder)
+@dataclass(frozen=True)
+class Answered:
+    """The shadows that were made and what they say."""
+
+    members: Bools
+    """[S,N]"""
+    answers: tuple[Answers, ...]
+    """[S]"""
+    about: Mapping[str, About]
+    """Of each target; numbers are means over the shadows."""
 
 
-def _perform(shadow: Run, name: str, work: Any) -> None:
-    perform(shadow.folder / name, {"stage": name}, partial(work, shadow))
+def read_shadows(folder: Path, members: Bools, failures: Mapping[int, str]) -> Answered:
+    """Returns what the shadows that did not fail have left.
+
+    Raises:
+        RunError: A part is damaged.
+    """
+    done = [number for number in range(len(members)) if number not in failures]
+    parts = [shadow_folder(folder, number) for number in done]
+    for part in parts:
+        check_done(part)
+    known = [read_json(part / ABOUT) for part in parts]
+    about = {name: _mean_about([each[name] for each in known]) for name in known[0]}
+    return Answered(members[done], tuple(read_arrays(part / SIGNALS) for part in parts), about)
 
 
-def _choose(run: Run, shadow: Run) -> None:
-    if run.recipe.audit.selection == "repeated":
-        _perform(shadow, "candidates", stages.optimise_checkpoint)
-        _perform(shadow, "tuning", stages.tune_knobs)
-        return
-    name = candidate_files(shadow)[-1].stem
-    write_json(shadow.folder / "candidates/candidates.json", [{"name": name, "chosen": True}])
-    knobs = dict(chosen_knobs(run))
-    write_json(shadow.folder / "tuning/trials.json", [{"knobs": knobs, "chosen": True}])
-
-
-def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
-    """Returns the run of one shadow: this run's recipe on other members, with another seed."""
-    context = run.context
-    seed = named_seed(context.seed, "audit", "shadow", number)
-    return replace(
-        run,
-        folder=folder,
-        recipe=shortened(run.recipe, len(members) / len(run.members)),
-        splits=Splits(members, run.val, run.val),
-        digests={},
-        context=Context(context.fabric, seed, context.reporter),
-    )
-
-
-def shortened(recipe: Recipe, share: float) -> Recipe:
-    """Returns the recipe for `share` of the images: trainings change as the derived lengths do."""
-    factor = math.sqrt(share)
-
-    def shorter(training: Any) -> Any:
-        return training.model_copy(update={"images_seen": round(training.images_seen * factor)})
-
-    generator = shorter(recipe.generator_training)
-    if recipe.audit.selection == "fixed":  # the others would not be looked at
-        generator = generator.model_copy(update={"candidates": 1})
-    teacher, student = recipe.teacher, recipe.student
-    return recipe.model_copy(
-        update={
-            "teacher": teacher.model_copy(update={"training": shorter(teacher.training)}),
-            "generator_training": generator,
-            "student": student.model_copy(update={"training": shorter(student.training)}),
+def _mean_about(each: list[dict[str, float | None]]) -> About:
+    return About(
+        **{
+            name: None if value is None else float(np.mean([one[name] for one in each]))
+            for name, value in each[0].items()
         }
     )
-
-
-def signals_of(shadow: Run, pool: ImageSet, *, whole: bool) -> dict[str, npt.NDArray[Any]]:
-    """Returns what the shadow's models and images say of the pool and, behind it, the population.
-
-    Logits [Q,N+P,K] of `teacher` and `student`, scores [N] of the attacks on the synthetic set.
-    """
-    teacher = load_teacher(shadow).classifier
-    found: dict[str, npt.NDArray[Any]] = {"teacher": queried(shadow, teacher, pool)}
-    if whole:
-        found["student"] = queried(shadow, load_student(shadow), pool)
-        found |= synthetic_scores(shadow, teacher, pool)
-    return found
-
-
-def queried(shadow: Run, classifier: Classifier, pool: ImageSet) -> npt.NDArray[np.float32]:
-    """Returns the classifier's logits of pool and population, [Q,N+P,K]; query 0 is unaugmented."""
-    names = shadow.recipe.generator_training.augment or ()
-    answers = []
-    for query in range(shadow.recipe.audit.queries):
-        parts = []
-        for image_set in (pool, shadow.val):
-            seen = image_set
-            if query:
-                images = augment(to_unit(image_set.images), ("shift", *names), rng(query, "query"))
-                seen = replace(image_set, images=to_bytes(images).numpy())
-            parts.append(predict_logits(classifier, seen, shadow.context.fabric))
-        answers.append(np.concatenate(parts))
-    return np.asarray(np.stack(answers), dtype=np.float32)
-
-
-def synthetic_scores(shadow: Run, teacher: Classifier, pool: ImageSet) -> dict[str, Floats]:
-    """Returns scores [N] of the attacks on a synthetic set as large as the shadow's members."""
-    source = load_source(
-        shadow, load_teacher(shadow), chosen_candidate(shadow), chosen_knobs(shadow)
-    )
-    path = shadow.folder / "synthetic.npy"
-    draw_set(source, len(shadow.members), path, ("audit", "synthetic"), shadow.context)
-    drawn = open_set(path, pool.class_names)
-    scores = {}
-    for space, view in (("pixels", _pixels), ("features", partial(_features, shadow, teacher))):
-        seen = Signals(
-            labels=pool.labels,
-            features=view(pool),
-            synthetic_features=view(drawn),
-            reference_features=view(shadow.val),
-        )
-        for name, config in SYNTHETIC_ATTACKS.items():
-            scores[f"synthetic.{name}_{space}"] = synthetic.score(seen, config)
-    return scores
-
-
-def _pixels(image_set: ImageSet) -> Floats:
-    return image_set.images.reshape(len(image_set), -1) / 255
-
-
-def _features(shadow: Run, teacher: Classifier, image_set: ImageSet) -> Floats:
-    return stages.features(shadow, teacher, image_set)
 
 
 def write_audit(
     run: Run, folder: Path, planted: Planted, members: Bools, failures: dict[int, str]
 ) -> None:
     """Writes `audit.json`: what every attack found, how, and what was held fixed."""
-    done = [number for number in range(len(members)) if number not in failures]
-    parts = [read_arrays(shadow_folder(folder, number) / SIGNALS) for number in done]
-    members = members[done]
-    judged = enough_shadows(members)
-    targets, accuracy = targets_of(run, planted, members, parts)
-    privacy: dict[str, Any] = {}
-    for target, shadows in targets.items():
-        for group, found in attack_shadows(shadows).items():
-            privacy[_target(target, group)] = as_result(found)
-    privacy |= synthetic_privacy(parts, members, np.where(judged, planted.kinds, -1))
-    ranks = vulnerability(list(targets.values())[-1])  # of the student, where there is one
+    seen = read_shadows(folder, members, failures)
+    judged = enough_shadows(seen.members)
+    targets, accuracy = targets_of(run, planted, seen)
+    batteries = {name: attack_shadows(shadows) for name, shadows in targets.items()}
+    privacy = {
+        _target(target, group): as_result(found)
+        for target, battery in batteries.items()
+        for group, found in battery.found.items()
+    }
+    privacy |= synthetic_privacy(seen.answers, seen.members, np.where(judged, planted.kinds, -1))
+    ranks = vulnerability(targets["student" if "student" in targets else "teacher"])
     most = np.argsort(-ranks)[:MOST_VULNERABLE]
-    write_arrays(folder / "members.npz", {"members": members, "kinds": planted.kinds})
-    about = description(run.recipe.audit, len(done), int(judged.sum()), failures)
+    write_arrays(folder / "members.npz", {"members": seen.members, "kinds": planted.kinds})
+    about = description(run.recipe.audit, seen, int(judged.sum()), len(failures))
     vulnerable = np.flatnonzero(judged)[most].tolist()
     write_json(
         folder / "audit.json",
         {
             "privacy": privacy,
-            "audit": about | {"sanity_training_accuracy": accuracy},
+            "audit": about
+            | {"sanity_training_accuracy": accuracy}
+            | conclusions(run, targets, batteries, seen.about),
             "vulnerable": [
                 {"image": image, "separation": float(ranks[i])}
                 for image, i in zip(vulnerable, most, strict=True)
@@ -254,66 +240,110 @@ def write_audit(
     )
 
 
+def conclusions(
+    run: Run,
+    targets: Mapping[str, Shadows],
+    batteries: Mapping[str, Battery],
+    about: Mapping[str, About],
+) -> dict[str, Any]:
+    """Returns what follows for each target: table of yardsticks, epsilon, classes, ROC."""
+    delta, num_classes = run.recipe.audit.yardsticks.dp.delta, run.members.num_classes
+    rows: list[dict[str, Any]] = [random_guess(num_classes)]
+    epsilons, classes, curves = {}, {}, {}
+    for name, shadows in targets.items():
+        primary = batteries[name].primary
+        outside = shadows.kinds < 0
+        found = batteries[name].found[IMAGES][PRIMARY]
+        if name in about:
+            logits, labels = shadows.logits[:, 0, outside], shadows.labels[outside]
+            rows.append(asdict(yardstick(name, logits, labels, found, about[name])))
+        kinds = shadows.kinds[~outside]
+        epsilons[name] = canary_epsilon(primary, kinds, delta)
+        classes[name] = by_class(primary, kinds, shadows.labels[~outside], num_classes)
+        curves[name] = {
+            part: None if values is None else values.tolist()
+            for part, values in vars(found.roc).items()
+        }
+    return {
+        "yardsticks": rows,
+        "epsilon_at_least": {name: each for name, each in epsilons.items() if each is not None},
+        "epsilon_delta": delta,
+        "epsilon_confidence": CONFIDENCE,
+        "by_class": classes,
+        "roc": curves,
+    }
+
+
 def enough_shadows(members: Bools) -> Bools:
     """Returns which images [N] have two shadows on either side: failed ones may take the last."""
     counts = members.sum(axis=0)
     return np.asarray(np.minimum(counts, len(members) - counts) >= MIN_PER_SIDE)
 
 
-def targets_of(
-    run: Run, planted: Planted, members: Bools, parts: list[dict[str, npt.NDArray[Any]]]
-) -> tuple[dict[str, Shadows], float]:
-    """Returns the shadows of each kind of target, and the sanity row's training accuracy."""
-    outside = np.zeros((len(parts), len(run.val)), dtype=np.bool_)
-    everyone = np.concatenate([members, outside], axis=1)
+def targets_of(run: Run, planted: Planted, seen: Answered) -> tuple[dict[str, Shadows], float]:
+    """Returns the shadows of each kind of target, and the sanity row's training accuracy.
+
+    Raises:
+        DataError: No image is left that enough shadows were, and were not, trained on.
+    """
+    enough = enough_shadows(seen.members)
+    if not enough.any():
+        raise DataError(
+            "no image is OUT of two shadows and IN two others",
+            where="audit",
+            got=f"{len(seen.members)} shadows",
+            next_step="make more shadows: kr run RECIPE --redo audit --set audit.shadows=16",
+        )
+    apart = check_holdout(run.members, run.val, keep=True)
+    outside = np.zeros((len(seen.members), len(run.val)), dtype=np.bool_)
+    everyone = np.concatenate([seen.members, outside], axis=1)
     labels = np.concatenate([planted.pool.labels, run.val.labels])
     kinds = np.concatenate([planted.kinds, np.full(len(run.val), -1)])
-    seen = np.concatenate([enough_shadows(members), ~outside[0]])
+    kept = np.concatenate([enough, apart])
     memorised, accuracy = overfitted(planted.pool, run.val, everyone, run.context.seed)
-    names = [name for name in ("teacher", "student") if name in parts[0]]
-    logits = {SANITY: memorised} | {name: np.stack([p[name] for p in parts]) for name in names}
+    logits = {SANITY: memorised} | {
+        name: np.stack([each[name] for each in seen.answers]) for name in seen.about
+    }
     targets = {
-        name: Shadows(values[:, :, seen], everyone[:, seen], labels[seen], kinds[seen])
+        name: Shadows(values[:, :, kept], everyone[:, kept], labels[kept], kinds[kept])
         for name, values in logits.items()
     }
     return targets, accuracy
 
 
 def _target(name: str, group: str) -> str:
-    return name if group == "images" else f"{name}, {group.replace('_', '-')} canaries"
+    return name if group == IMAGES else f"{name}, {group.replace('_', '-')} canaries"
 
 
 def synthetic_privacy(
-    parts: list[dict[str, npt.NDArray[Any]]], members: Bools, kinds: npt.NDArray[np.int64]
+    answers: tuple[Answers, ...], members: Bools, kinds: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Returns what the attacks on the synthetic sets found, by group of images and attack."""
     found: dict[str, Any] = {}
-    for name in (key for key in parts[0] if key.startswith("synthetic.")):
+    for name in (key for key in answers[0] if key.startswith("synthetic.")):
         judged = kinds >= 0
         trials = [
             Trials(np.asarray(part[name][judged], dtype=np.float64), own[judged])
-            for part, own in zip(parts, members, strict=True)
+            for part, own in zip(answers, members, strict=True)
         ]
-        for group, each in by_group(trials, kinds).items():
+        for group, each in by_group(trials, kinds[judged]).items():
             attack = as_result({name.removeprefix("synthetic."): each})
             found.setdefault(_target("synthetic set", group), {}).update(attack)
     return found
 
 
-def description(
-    config: AuditConfig, shadows: int, images: int, failures: dict[int, str]
-) -> dict[str, Any]:
+def description(config: AuditConfig, seen: Answered, images: int, failures: int) -> dict[str, Any]:
     """Returns how the audit was made: what a reader needs to judge its numbers."""
     fixed = ["validation split"]
     if config.mode == "pipeline" and config.selection == "fixed":
         fixed += ["candidate (the last one)", "knobs"]
     return {
         "mode": config.mode,
-        "shadows": shadows,
-        "failed_shadows": len(failures),
+        "shadows": len(seen.members),
+        "failed_shadows": failures,
         "images": images,
         "canaries": dict.fromkeys(KINDS, config.canaries),
         "queries": config.queries,
         "held_fixed": fixed,
-        "primary_attack": "lira",
+        "primary_attack": PRIMARY,
     }

@@ -25,6 +25,9 @@ class ComputeConfig(Config):
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
     threads: PositiveInt | None = None
     """CPU threads of torch; unset: as torch chooses, one per core."""
+    workers: PositiveInt | None = None
+    """Shadows of an audit made at the same time, each by a process with its share of the threads;
+    unset: one per core on a processor, 1 on a GPU."""
 
 
 def make_fabric(config: ComputeConfig) -> Fabric:

@@ -105,6 +105,7 @@ STAGES = (
         ("teacher", "generator", "generator_training", "student", "selection", "audit"),
         ("tuning",),
         ("train", "val"),
+        version=2,
     ),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split."""
@@ -285,7 +286,7 @@ def check_before_training(run: Run) -> None:
         new_generator(each)
     known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
     chosen_space(run.recipe.tuning, known | known_knobs(run))
-    check_supported(run.recipe)
+    auditing.check_supported(run.recipe)
     sizes = {
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
         "generator_training.batch_size": run.recipe.generator_training.batch_size,
@@ -299,22 +300,6 @@ def check_before_training(run: Run) -> None:
                 got=size,
                 next_step="leave the key out, or add images",
             )
-
-
-def check_supported(recipe: Recipe) -> None:
-    """Checks that nothing is asked for that is there for one generator only.
-
-    Raises:
-        RecipeError: An audit of several generators is.
-    """
-    if recipe.further_generators and recipe.audit.shadows:
-        raise RecipeError(
-            "a run with several generators cannot be audited yet",
-            where="audit.shadows",
-            expected="0, or no further_generators",
-            got=f"{recipe.audit.shadows}, and {', '.join(recipe.further_generators)}",
-            next_step="leave one of them out",
-        )
 
 
 def describe(splits: Splits, folder: Path) -> None:

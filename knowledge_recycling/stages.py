@@ -57,8 +57,11 @@ from knowledge_recycling.training.generator import SaveCandidates, augmented, im
 from knowledge_recycling.training.loop import Plan, train
 
 
-def train_teacher(run: Run, folder: Path) -> None:
-    """Trains the teacher, keeps its best snapshot and the temperature that calibrates it."""
+def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
+    """Trains the teacher, keeps its best snapshot and the temperature that calibrates it.
+
+    And, apart from it, the snapshot at the share `early` of its training.
+    """
     config, members = run.recipe.teacher.training, run.members
     balance = config.balance
     fit = Fit(
@@ -75,6 +78,7 @@ def train_teacher(run: Run, folder: Path) -> None:
         ),
         val=run.val,
         class_weight=class_weights(members) if balance == "loss" else None,
+        early=early,
     )
     classifier = new_classifier(run, "teacher")
     records = fit_classifier(classifier, fit, folder, run.context)

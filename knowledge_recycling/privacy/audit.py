@@ -20,6 +20,7 @@ from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.models.build import initial_weights
 from knowledge_recycling.privacy.attacks import label_only, lira, rmia, threshold, trained
 from knowledge_recycling.privacy.canaries import KINDS
+from knowledge_recycling.privacy.epsilon import guess, several_runs_epsilon
 from knowledge_recycling.privacy.many import ManyTraining, Pool, logits_of_many, train_many
 from knowledge_recycling.privacy.metrics import (
     Aggregate,
@@ -37,12 +38,19 @@ from knowledge_recycling.privacy.signals import (
     of_label,
     scaled_logits,
 )
+from knowledge_recycling.privacy.yardsticks import YardsticksConfig
 
 PRIMARY = "lira"
 """The attack declared beforehand; the maximum over all is shown as what it is."""
 
+IMAGES = "images"
+"""The group of images that are no canaries."""
+
 MIN_SHADOWS = 8
 """Fewer leave no image enough shadows on either side."""
+
+MIN_ROWS = 4
+"""Images of a group or class, below which nothing is said of it."""
 
 Attack = Callable[[Signals], Floats]
 
@@ -72,7 +80,7 @@ class AuditConfig(Config):
     """Re-runs, at least 8; 0: no audit. 16 tell averages, 64 and more low error rates."""
     mode: Literal["pipeline", "classifier"] = "pipeline"
     """`pipeline` re-runs teacher, generator and student; `classifier` the teacher alone: cheaper
-    and weaker, for it says nothing of the student."""
+    and weaker, for it says nothing of the student. Yardsticks come on top in either."""
     selection: Literal["fixed", "repeated"] = "fixed"
     """`fixed` gives every shadow the last candidate and the knobs that this run chose; `repeated`
     lets each choose its own."""
@@ -80,6 +88,10 @@ class AuditConfig(Config):
     """Canaries of each kind planted in the pool; unset: one in 20 images, at most 100."""
     queries: PositiveInt = 4
     """Ways each image is shown to a target: as it is, and augmented."""
+    overlap: Literal["refuse", "leave_out"] = "refuse"
+    """What is done about validation images that are identical to a training image: they are no
+    holdout. `leave_out` goes on without them."""
+    yardsticks: YardsticksConfig = YardsticksConfig()
 
     @field_validator("shadows")
     @classmethod
@@ -107,28 +119,70 @@ class Shadows:
     """[N+P], 0: an image of the set; from 1: canaries; -1: the population."""
 
 
-def attack_shadows(shadows: Shadows) -> dict[str, dict[str, Aggregate]]:
-    """Returns what each attack finds, by group of images (`images`, then each kind of canary)."""
+@dataclass(frozen=True)
+class Battery:
+    """What all attacks find about one kind of target."""
+
+    found: Mapping[str, Mapping[str, Aggregate]]
+    """By group of images (`IMAGES`, then each kind of canary) and attack."""
+    primary: list[Trials]
+    """[S], the scores of the primary attack on the pool."""
+
+
+def attack_shadows(shadows: Shadows) -> Battery:
+    """Returns what each attack finds."""
     found: dict[str, dict[str, Aggregate]] = {}
+    trials: dict[str, list[Trials]] = {}
+    outside = shadows.kinds < 0
     for name, attack in ATTACKS.items():
-        targets = left_out_targets(
-            shadows.logits, shadows.members, shadows.labels, shadows.kinds < 0
-        )
-        for group, each in by_group(attack_each(targets, attack), shadows.kinds).items():
+        targets = left_out_targets(shadows.logits, shadows.members, shadows.labels, outside)
+        trials[name] = attack_each(targets, attack)
+        for group, each in by_group(trials[name], shadows.kinds[~outside]).items():
             found.setdefault(group, {})[name] = each
-    return found
+    return Battery(found, trials[PRIMARY])
 
 
 def by_group(trials: list[Trials], kinds: Labels) -> dict[str, Aggregate]:
-    """Returns the aggregate over all targets of each group of images that has members."""
-    judged = kinds[kinds >= 0]
-    groups = {"images": 0} | {name: kind for kind, name in enumerate(KINDS, start=1)}
-    found = {}
-    for group, kind in groups.items():
-        rows = judged == kind
-        if rows.any():
-            found[group] = aggregate([Trials(t.scores[rows], t.members[rows]) for t in trials])
-    return found
+    """Returns the aggregate over all targets of each group of images, of kinds [N], that exists."""
+    groups = {IMAGES: 0} | {name: kind for kind, name in enumerate(KINDS, start=1)}
+    rows = {group: kinds == kind for group, kind in groups.items()}
+    return {
+        group: aggregate(_among(trials, own))
+        for group, own in rows.items()
+        if own.sum() >= MIN_ROWS
+    }
+
+
+def _among(trials: list[Trials], rows: Bools) -> list[Trials]:
+    return [Trials(each.scores[rows], each.members[rows]) for each in trials]
+
+
+def by_class(
+    trials: list[Trials], kinds: Labels, labels: Labels, num_classes: int
+) -> list[dict[str, Any] | None]:
+    """Returns the leakage of each class's images, canaries apart; `None` where it has too few."""
+    rows = [(kinds == 0) & (labels == k) for k in range(num_classes)]
+    return [
+        _attack(aggregate(_among(trials, own))) if own.sum() >= MIN_ROWS else None for own in rows
+    ]
+
+
+def canary_epsilon(trials: list[Trials], kinds: Labels, delta: float) -> float | None:
+    """Returns what the canaries say epsilon is at least; `None`: there are too few.
+
+    Each target is a training run whose canaries were IN by a coin each (nearly: halves are drawn
+    without replacement). The quarter with the highest scores is called IN, the one with the lowest
+    OUT: fixed beforehand.
+    """
+    rows = kinds > 0
+    called = int(rows.sum()) // 4
+    if not called:
+        return None
+    guesses = [
+        guess(each.scores, each.members, positive=called, negative=called)
+        for each in _among(trials, rows)
+    ]
+    return several_runs_epsilon(guesses, delta=delta)
 
 
 def vulnerability(shadows: Shadows) -> Floats:

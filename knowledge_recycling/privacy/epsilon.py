@@ -6,6 +6,7 @@ only if no attack contradicts it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,12 +118,33 @@ def one_run_epsilon(
     >>> round(one_run_epsilon(Guesses(1000, 100, 75), delta=1e-4), 3)  # the paper's example
     0.673
     """
+    return _largest_refuted(lambda epsilon: one_run_p_value(guesses, epsilon, delta), confidence)
+
+
+def several_runs_epsilon(
+    guesses: Sequence[Guesses], *, delta: float = 0.0, confidence: float = CONFIDENCE
+) -> float:
+    """Returns the largest epsilon that the guesses of several training runs refute together.
+
+    Twice the mean of p-values is a p-value however they hang together (Ruschendorf 1982, theorem
+    1): here each run's attacker has learnt from the other runs.
+
+    >>> round(several_runs_epsilon([Guesses(1000, 100, 75)] * 16), 3)
+    0.631
+    """
+
+    def p_value(epsilon: float) -> float:
+        return 2 * float(np.mean([one_run_p_value(each, epsilon, delta) for each in guesses]))
+
+    return _largest_refuted(p_value, confidence)
+
+
+def _largest_refuted(p_value: Callable[[float], float], confidence: float) -> float:
     error = 1 - confidence
     low, high = 0.0, 1.0
-    while one_run_p_value(guesses, high, delta) < error:
+    while p_value(high) < error:
         low, high = high, 2 * high
     for _ in range(STEPS):
         middle = (low + high) / 2
-        refuted = one_run_p_value(guesses, middle, delta) < error
-        low, high = (middle, high) if refuted else (low, middle)
+        low, high = (middle, high) if p_value(middle) < error else (low, middle)
     return low

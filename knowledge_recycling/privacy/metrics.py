@@ -294,9 +294,7 @@ class Aggregate:
 def aggregate(trials: Sequence[Trials]) -> Aggregate:
     """Returns the ROC of all targets' scores together: one threshold for all.
 
-    Scores of one target hang together, and so do those of one image, so that intervals come from
-    leaving out one target, and one of `IMAGE_BLOCKS` blocks of images, at a time (jackknife): the
-    variances of both add up, which is rather too much; Student's t has T - 1 degrees of freedom.
+    Intervals are those of `jackknifed`.
 
     Args:
         trials: Of the same images in the same order.
@@ -316,22 +314,40 @@ def aggregate(trials: Sequence[Trials]) -> Aggregate:
         chosen = np.ix_(rows, columns)
         return _statistics(scores[chosen].ravel(), members[chosen].ravel(), rates)
 
-    targets, images = np.ones(len(scores), np.bool_), np.ones(scores.shape[1], np.bool_)
-    blocks = np.arange(len(images)) % min(IMAGE_BLOCKS, len(images))
-    whole = statistics(targets, images)
-    by_target = [statistics(np.arange(len(targets)) != each, images) for each in range(len(trials))]
-    by_block = [statistics(targets, blocks != each) for each in np.unique(blocks)]
-    variance = _jackknife_variance(np.stack(by_target)) + _jackknife_variance(np.stack(by_block))
-    reach = stats.t.ppf((1 + LEVEL) / 2, len(trials) - 1) * np.sqrt(variance)
-    low, high = np.clip(whole - reach, 0, 1), np.clip(whole + reach, 0, 1)
-    area, *points = (Estimate(*map(float, row)) for row in zip(whole, low, high, strict=True))
+    area, *points = jackknifed(statistics, *scores.shape)
     detections = [
         (fpr, point if resolvable(fpr, outside) else None)
         for fpr, point in zip(FPRS, points, strict=False)
     ]
-    first = 1 + len(FPRS)
-    curve = Roc(rates[len(FPRS) :], whole[first:], low[first:], high[first:])
+    values, low, high = np.array([(each.value, each.low, each.high) for each in points]).T
+    curve = Roc(rates[len(FPRS) :], *(part[len(FPRS) :] for part in (values, low, high)))
     return Aggregate(len(trials), area, tuple(detections), curve)
+
+
+def jackknifed(
+    statistics: Callable[[Bools, Bools], Floats], targets: int, images: int
+) -> list[Estimate]:
+    """Returns statistics in [0, 1] of T targets and N images, with intervals.
+
+    What is measured on one target hangs together, and so does what is measured on one image, so
+    that intervals come from leaving out one target, and one of `IMAGE_BLOCKS` blocks of images, at
+    a time: the variances of both add up, which is rather too much; Student's t has T - 1 degrees
+    of freedom.
+
+    Args:
+        statistics: Which targets [T] and which images [N] to the statistics [V] of these.
+        targets: T, at least 2.
+        images: N.
+    """
+    every, whole_set = np.ones(targets, np.bool_), np.ones(images, np.bool_)
+    blocks = np.arange(images) % min(IMAGE_BLOCKS, images)
+    whole = statistics(every, whole_set)
+    by_target = [statistics(np.arange(targets) != each, whole_set) for each in range(targets)]
+    by_block = [statistics(every, blocks != each) for each in np.unique(blocks)]
+    variance = _jackknife_variance(np.stack(by_target)) + _jackknife_variance(np.stack(by_block))
+    reach = stats.t.ppf((1 + LEVEL) / 2, targets - 1) * np.sqrt(variance)
+    low, high = np.clip(whole - reach, 0, 1), np.clip(whole + reach, 0, 1)
+    return [Estimate(*map(float, row)) for row in zip(whole, low, high, strict=True)]
 
 
 def _statistics(scores: Floats, members: Bools, rates: Floats) -> Floats:

@@ -17,9 +17,9 @@ from knowledge_recycling.reporting.result import (
     Measure,
     Result,
     read_result,
-    shareable,
     strongest,
 )
+from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.reporting.wording import plain
 from knowledge_recycling.storage import write_text
 

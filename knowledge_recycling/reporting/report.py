@@ -16,13 +16,23 @@ import numpy as np
 from markupsafe import Markup
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.reporting import plots
+from knowledge_recycling.reporting import audit_plots, plots
 from knowledge_recycling.reporting.page import render
-from knowledge_recycling.reporting.result import Attack, Result, read_result, shareable
+from knowledge_recycling.reporting.result import (
+    Attack,
+    Audit,
+    Result,
+    Roc,
+    read_result,
+)
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
+from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.reporting.wording import Verdict, number, plain, verdict
 from knowledge_recycling.rundir import check_done
 from knowledge_recycling.storage import write_text
+
+MAIN_TARGETS = {"teacher", "student"}
+"""Rows of the table of yardsticks that are the run's own."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Figures:
     candidates: Markup | None
     tuning: Markup | None
     knobs: Markup | None
+    roc: Markup | None
+    frontier: Markup | None
 
 
 @dataclass(frozen=True)
@@ -144,16 +156,29 @@ def _baseline(counts: Sequence[int]) -> float | None:
 
 
 def _attack_rows(result: Result) -> AttackRows:
-    """Returns the primary and the strongest attack on each target, and apart from them the rest."""
+    """Returns the primary and the strongest attack on each target, and apart from them the rest.
+
+    Yardsticks have a table of their own, so that all attacks on them are of the rest.
+    """
     primary = result.audit.primary_attack if result.audit else None
+    compared = {row.name for row in result.audit.yardsticks} if result.audit else set()
     main: list[AttackRow] = []
     others: list[AttackRow] = []
     for target, attacks in result.privacy.items():
         strongest = max(attacks, key=lambda name: attacks[name].auc or 0.0)
         for name, attack in attacks.items():
             row = AttackRow(target, f"{name} (strongest)" if name == strongest else name, attack)
-            (main if name in (primary, strongest) else others).append(row)
+            apart = target.partition(", ")[0] in compared - MAIN_TARGETS
+            (main if name in (primary, strongest) and not apart else others).append(row)
     return AttackRows(tuple(main), tuple(others))
+
+
+def _main_curves(audit: Audit | None) -> dict[str, Roc]:
+    """Returns the ROC of the targets that are no yardsticks."""
+    if audit is None:
+        return {}
+    apart = {row.name for row in audit.yardsticks} - MAIN_TARGETS
+    return {name: curve for name, curve in audit.roc.items() if name not in apart}
 
 
 def _false_alarm_rates(result: Result) -> tuple[float, ...]:
@@ -181,6 +206,8 @@ def _figures(result: Result, run_folder: Path) -> Figures:
         candidates=plots.candidate_plot(result.candidates),
         tuning=plots.tuning_plot(result.tuning),
         knobs=plots.knob_plot(result.tuning),
+        roc=audit_plots.roc_plot(_main_curves(result.audit)),
+        frontier=audit_plots.frontier_plot(result.audit.yardsticks if result.audit else ()),
     )
 
 

@@ -199,8 +199,38 @@ def strongest(attacks: Mapping[str, Attack]) -> str | None:
     return max(areas, key=lambda name: areas[name], default=None)
 
 
+class Yardstick(Part):
+    """Utility beside leakage of one kind of target; means over the shadows, with intervals."""
+
+    name: str
+    accuracy: Measured = Measure()
+    """On the validation split."""
+    auroc: Measured = Measure()
+    auc: Measured = Measure()
+    """Of the primary attack."""
+    tpr: Measured = Measure()
+    """Members that the primary attack finds at 1 % false positives; empty: not resolvable."""
+    aop: Number = None
+    """Accuracy over privacy: accuracy / (2 max(auc, 0.5))^2."""
+    epsilon: Number = None
+    """Of its differential privacy guarantee, if it has one."""
+    delta: Number = None
+    distinct_images: Number = None
+    """Synthetic images that it saw, as a multiple of its real ones."""
+
+
+class Roc(Part):
+    """True against false positive rates of the primary attack, over all targets together."""
+
+    fpr: tuple[float, ...]
+    """Evenly spaced on a log axis."""
+    tpr: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+
 class Audit(Part):
-    """How the attacks were made."""
+    """How the attacks were made, and what follows for each target."""
 
     mode: str
     """`pipeline`: shadows re-ran the whole pipeline; `classifier`: the teacher alone, weaker."""
@@ -219,6 +249,17 @@ class Audit(Part):
     """Declared beforehand; the largest of many attacks is partly luck."""
     sanity_training_accuracy: Number = None
     """Of the overfitted classifiers on their members: near 1, or the sanity row means nothing."""
+    yardsticks: tuple[Yardstick, ...] = ()
+    """Random guess, teacher, student, and what they are compared with."""
+    epsilon_at_least: dict[str, float] = {}
+    """By target: no smaller epsilon fits what the primary attack finds out about the canaries; 0
+    says nothing."""
+    epsilon_delta: Number = None
+    epsilon_confidence: Number = None
+    by_class: dict[str, tuple[Attack | None, ...]] = {}
+    """By target: the primary attack among the images of each class, [K]; `None`: too few."""
+    roc: dict[str, Roc] = {}
+    """By target."""
 
 
 class Result(Part):
@@ -305,39 +346,6 @@ def _check_stages(result: Result, run_folder: Path) -> None:
 def parse_result(values: Mapping[str, Any]) -> Result:
     """Returns the JSON object `values` as a `Result`."""
     return Result.model_validate({**values, "schema_version": values.get("schema")})
-
-
-def shareable(result: Result) -> Result:
-    """Returns the result without free text that may hold file names: warnings, failures, paths."""
-    public = {key: value for key, value in result.changed_settings.items() if not _local(key)}
-    withheld = dict.fromkeys(filter(_local, result.changed_settings), "withheld")
-    further = {
-        name: each.model_copy(update=_without_reasons(each))
-        for name, each in result.further_generators.items()
-    }
-    return result.model_copy(
-        update={
-            "dataset": result.dataset.model_copy(update={"warnings": ()}),
-            "changed_settings": public | withheld,
-            "further_generators": further,
-        }
-        | _without_reasons(result)
-    )
-
-
-def _local(key: str) -> bool:
-    return key.startswith("data.")
-
-
-def _without_reasons(tried: Result | FurtherGenerator) -> dict[str, tuple[Scored, ...]]:
-    return {
-        "candidates": tuple(_without_reason(each) for each in tried.candidates),
-        "tuning": tuple(_without_reason(each) for each in tried.tuning),
-    }
-
-
-def _without_reason(scored: Scored) -> Scored:
-    return scored.model_copy(update={"failure": scored.failure and "failed"})
 
 
 def _missing(path: Path) -> RunError:

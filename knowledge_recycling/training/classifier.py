@@ -34,6 +34,8 @@ from knowledge_recycling.training.batches import Balance, derived_batch_size
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
 
 WEIGHTS = "weights.safetensors"
+EARLY = "early.safetensors"
+"""Of the snapshot at which a training might have been stopped early (`Fit.early`)."""
 
 USELESS = {
     "val_accuracy": 0.0,
@@ -270,21 +272,28 @@ def is_usable(record: Record) -> bool:
 
 
 class KeepBest:
-    """Snapshot that validates the averaged classifier and saves the one to keep to `path`."""
+    """Snapshot that validates the averaged classifier and saves the one to keep in `folder`.
 
-    def __init__(self, val: ImageSet, fabric: Fabric, path: Path) -> None:
+    And, apart from it, the last one of at most `early` images seen, or else the first.
+    """
+
+    def __init__(
+        self, val: ImageSet, fabric: Fabric, folder: Path, early: float | None = None
+    ) -> None:
         self.val = val
         self.fabric = fabric
-        self.path = path
+        self.folder = folder
+        self.early = early
 
     def __call__(
         self, classifier: nn.Module, images_seen: int, earlier: Sequence[Record]
     ) -> Record:
         """Returns the validation measures; writes the weights if `kept` chooses them."""
-        del images_seen
         measures = validate(classifier, self.val, self.fabric)
         if kept([*earlier, measures], len(self.val)) == len(earlier):
-            write_weights(self.path, classifier)
+            write_weights(self.folder / WEIGHTS, classifier)
+        if self.early is not None and (images_seen <= self.early or not earlier):
+            write_weights(self.folder / EARLY, classifier)
         return measures
 
 
@@ -315,12 +324,15 @@ class Fit:
     """Chooses the snapshot that is kept."""
     class_weight: npt.NDArray[np.float64] | None = None
     """[K] weights of the loss."""
+    early: float | None = None
+    """Share of training after which the snapshot is kept apart, as if training had stopped."""
 
 
 def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Context) -> list[Record]:
     """Trains `classifier` in `folder`, resuming if begun; returns its validation records.
 
-    Writes `weights.safetensors`, the snapshot that `kept` chooses, and `metrics.jsonl`.
+    Writes `weights.safetensors`, the snapshot that `kept` chooses, `metrics.jsonl` and, if asked
+    for, `early.safetensors`.
     """
     config, fabric = fit.config, context.fabric
     plan = Plan(
@@ -342,7 +354,8 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
         fabric=fabric,
         class_weight=weight,
     )
-    snapshot = KeepBest(fit.val, fabric, folder / WEIGHTS)
+    early = None if fit.early is None else fit.early * config.images_seen
+    snapshot = KeepBest(fit.val, fabric, folder, early)
     with context.reporter.task(fit.name, config.images_seen) as advance:
         records = train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)
     if not any(map(is_usable, records)):

@@ -17,6 +17,8 @@ from knowledge_recycling.privacy.audit import (
     Shadows,
     as_result,
     attack_shadows,
+    by_class,
+    canary_epsilon,
     overfitted,
     vulnerability,
 )
@@ -48,14 +50,14 @@ def covers(found: Aggregate, value: float) -> bool:
 
 
 def test_nothing_is_found_where_nothing_leaks() -> None:
-    found = attack_shadows(shadows(0.0, 0.0))["images"]
+    found = attack_shadows(shadows(0.0, 0.0)).found["images"]
     assert found.keys() == ATTACKS.keys()
     missed = [name for name, each in found.items() if not covers(each, 0.5)]
     assert len(missed) <= 1, "of 11 attacks, each interval covers with 95 %"
 
 
 def test_leakage_of_canaries_alone_shows_in_their_group_alone() -> None:
-    found = attack_shadows(shadows(0.0, 3.0))
+    found = attack_shadows(shadows(0.0, 3.0)).found
     assert set(found) == {"images", "mislabelled"}
     assert found["mislabelled"][PRIMARY].auc.low > 0.9
     assert covers(found["images"][PRIMARY], 0.5)
@@ -83,12 +85,12 @@ def test_classifiers_that_learn_by_heart_are_caught(make_set: Callable[..., Imag
     assert accuracy > 0.95
     labels = np.concatenate([noise.labels, population.labels])
     kinds = np.repeat([0, -1], [120, 20])
-    found = attack_shadows(Shadows(logits, everyone, labels, kinds))["images"]
+    found = attack_shadows(Shadows(logits, everyone, labels, kinds)).found["images"]
     assert found["loss"].auc.low > 0.8
 
 
 def test_result_holds_the_intervals_under_the_keys_of_their_values() -> None:
-    attack = as_result(attack_shadows(shadows(1.0, 1.0))["images"])[PRIMARY]
+    attack = as_result(attack_shadows(shadows(1.0, 1.0)).found["images"])[PRIMARY]
     assert attack["auc"] > 0.6
     assert set(attack["tpr_at_fpr"]) == {0.1, 0.01, 0.001}
     for fpr, rate in attack["tpr_at_fpr"].items():
@@ -108,3 +110,27 @@ def test_canaries_follow_the_size_of_the_set(make_facts: Callable[..., Facts]) -
         return AuditConfig().completed(make_facts(num_train=num_train)).canaries
 
     assert (derived(500), derived(100_000)) == (25, 100)
+
+
+def test_classes_are_attacked_apart_and_canaries_left_out() -> None:
+    seen = shadows(0.0, 3.0)
+    judged = seen.kinds >= 0
+    primary, kinds = attack_shadows(seen).primary, seen.kinds[judged]
+    labels = np.where(np.arange(len(kinds)) < 3, 2, seen.labels[judged])
+    first, second, rare = by_class(primary, kinds, labels, 3)
+    assert first is not None
+    assert second is not None
+    assert rare is None, "three images tell nothing"
+    assert max(first["auc"], second["auc"]) < 0.6, "the canaries leak, the images do not"
+
+
+@pytest.mark.parametrize(("gain", "least", "most"), [(0.0, 0.0, 0.0), (4.0, 0.5, 10.0)])
+def test_canaries_bound_epsilon_only_where_they_leak(
+    gain: float, least: float, most: float
+) -> None:
+    seen = shadows(0.0, gain)
+    battery, kinds = attack_shadows(seen), seen.kinds[seen.kinds >= 0]
+    bound = canary_epsilon(battery.primary, kinds, 1e-4)
+    assert bound is not None
+    assert least <= bound <= most
+    assert canary_epsilon(battery.primary, np.zeros_like(kinds), 1e-4) is None

@@ -16,6 +16,7 @@ from knowledge_recycling.privacy.epsilon import (
     guess,
     one_run_epsilon,
     one_run_p_value,
+    several_runs_epsilon,
 )
 
 
@@ -132,3 +133,22 @@ def test_one_run_bounds_come_near_the_truth() -> None:
     answers, truths = randomised_response(1.0, 200_000, rng)
     found = one_run_epsilon(guess(answers, truths, positive=50_000, negative=50_000))
     assert 0.97 < found <= 1.0
+
+
+def test_several_runs_say_less_than_one_sure_run_and_more_than_their_worst() -> None:
+    good, bad = Guesses(1000, 100, 80), Guesses(1000, 100, 50)
+    one = several_runs_epsilon([good])
+    assert one == pytest.approx(one_run_epsilon(good, confidence=0.975))
+    assert several_runs_epsilon([good, good]) == pytest.approx(one)
+    assert several_runs_epsilon([good, bad]) == 0.0, "half of the runs refute nothing"
+    assert 0 < several_runs_epsilon([good, good, good, Guesses(1000, 100, 70)]) < one
+
+
+def test_bounds_of_runs_that_hang_together_stay_below_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    above = 0
+    for _ in range(150):
+        answers, truths = randomised_response(1.0, 120, rng)
+        same = guess(answers, truths, positive=30, negative=30)
+        above += several_runs_epsilon([same] * 8) > 1.0
+    assert stats.binomtest(above, 150, 0.05).proportion_ci(0.999).low <= 0.05

@@ -25,6 +25,7 @@ from knowledge_recycling.privacy.metrics import (
     attack_each,
     auc,
     closer_to_members,
+    jackknifed,
     leakage_by_class,
     left_out_targets,
     measure_leakage,
@@ -260,3 +261,17 @@ def test_intervals_over_targets_cover_where_images_differ_in_difficulty_alone() 
         )
         covered.append(found.auc.low <= 0.5 <= found.auc.high)
     assert np.mean(covered) > 0.93, "jackknife over the targets alone covers about two thirds"
+
+
+def test_intervals_of_a_mean_over_targets_and_images_are_the_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    values = 0.5 + 0.05 * rng.normal(size=(9, 1)) + 0.02 * rng.normal(size=20)
+
+    def mean(targets: Any, images: Any) -> Any:
+        return np.array([values[np.ix_(targets, images)].mean()])
+
+    (found,) = jackknifed(mean, 9, 20)
+    variance = values.mean(1).var(ddof=1) / 9 + values.mean(0).var(ddof=1) / 20
+    reach = stats.t.ppf(0.975, 8) * np.sqrt(variance)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach))

@@ -270,6 +270,37 @@ def test_the_declared_and_the_strongest_attack_come_first(
     assert "99.1 %" in first
 
 
+def test_yardsticks_have_a_table_and_their_attacks_stand_apart(
+    make_run: MakeRun, result: Values
+) -> None:
+    classes = result["dataset"]["classes"]
+    measure = {"value": 0.8, "low": 0.75, "high": 0.85}
+    names = ("random guess", "student", "DP-SGD with epsilon 8")
+    rows = [{"name": name, "accuracy": measure, "auc": 0.6, "aop": 0.55} for name in names]
+    rows[2] |= {"epsilon": 7.98, "delta": 1e-4}
+    attack = {"auc": 0.6, "ci95": {"auc": [0.55, 0.65]}}
+    result["privacy"] = {name: {"lira": {"auc": 0.61}} for name in names[1:]}
+    result["audit"] = {
+        "mode": "pipeline",
+        "shadows": 16,
+        "images": 1234,
+        "primary_attack": "lira",
+        "yardsticks": rows,
+        "epsilon_at_least": {"student": 0.37},
+        "epsilon_delta": 1e-4,
+        "epsilon_confidence": 0.95,
+        "by_class": {"student": [attack] + [None] * (len(classes) - 1)},
+        "roc": {"student": {"fpr": [0.01, 1.0], "tpr": [0.02, 1.0]}},
+    }
+    page = Page(write_report(make_run(result)))
+    assert re.search(r"2 student 80\.0 75\.0\u201385\.0 .* 0\.6 .* 0\.55 none 0\.37", page.text)
+    assert re.search(r"\u03b5\s7\.98, \u03b4\s0\.0001", page.text)
+    first, rest = page.text.split("All other attacks", 1)
+    assert "student lira (strongest) 0.61" in first
+    assert "DP-SGD with epsilon 8 lira (strongest) 0.61" in rest
+    assert re.search(rf"{re.escape(classes[0])} 0\.6 0\.55\u20130\.65", rest)
+
+
 def test_the_same_run_gives_the_same_bytes(make_run: MakeRun, result: Values) -> None:
     run = make_run(bare(result))
     first = write_report(run).read_bytes()

@@ -28,6 +28,7 @@ from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import read_weights
 from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
+    EARLY,
     WEIGHTS,
     ClassifierObjective,
     ClassifierTraining,
@@ -186,7 +187,7 @@ def test_the_latest_snapshot_within_a_standard_error_of_the_best_is_kept(
     fabric: Fabric, make_set: Callable[..., ImageSet], tmp_path: Path
 ) -> None:
     val, path = make_set(20), tmp_path / WEIGHTS
-    keep, records, on_disk = KeepBest(val, fabric, path), [], []
+    keep, records, on_disk = KeepBest(val, fabric, path.parent), [], []
     for accuracy, sharpness in [(0.5, 1), (0.8, 9), (0.7, 2), (0.8, 3), (0.75, 4), (0.7, 5)]:
         network = Fixed(logits_with(accuracy, sharpness, val.labels))
         records.append(keep(network, 0, records))
@@ -204,7 +205,7 @@ def test_a_network_with_broken_logits_never_wins(
     fabric: Fabric, make_set: Callable[..., ImageSet], tmp_path: Path, bad: float
 ) -> None:
     val, path = make_set(20), tmp_path / WEIGHTS
-    keep = KeepBest(val, fabric, path)
+    keep = KeepBest(val, fabric, path.parent)
     broken = logits_with(1.0, 1, val.labels)
     broken[3, 0] = bad
     worst = logits_with(0.0, 50, val.labels)
@@ -216,6 +217,20 @@ def test_a_network_with_broken_logits_never_wins(
     best = Fixed(torch.zeros(20, 2))
     read_weights(path, best)
     assert torch.equal(best.logits.data, worst)
+
+
+@pytest.mark.parametrize(("early", "expected"), [(25, 2.0), (5, 1.0), (100, 4.0)])
+def test_the_snapshot_to_stop_early_at_is_kept_apart(
+    fabric: Fabric, make_set: Callable[..., ImageSet], tmp_path: Path, early: float, expected: float
+) -> None:
+    val = make_set(20)
+    keep, records = KeepBest(val, fabric, tmp_path, early), []
+    for images_seen, sharpness in [(10, 1), (20, 2), (30, 3), (40, 4)]:
+        network = Fixed(logits_with(0.5 + images_seen / 100, sharpness, val.labels))
+        records.append(keep(network, images_seen, records))
+    stopped = Fixed(torch.zeros(20, 2))
+    read_weights(tmp_path / EARLY, stopped)
+    assert float(stopped.logits.detach().max()) == expected
 
 
 @pytest.mark.parametrize(

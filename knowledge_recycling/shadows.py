@@ -1,0 +1,277 @@
+"""One shadow: a run like this one on a random half of the members, and what its models say.
+
+Shapes: N images of the pool, P of the population, Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from knowledge_recycling import stages
+from knowledge_recycling.artefacts import (
+    Run,
+    candidate_files,
+    chosen_candidate,
+    chosen_knobs,
+    lesson_of,
+    load_source,
+    load_student,
+    load_teacher,
+    new_classifier,
+)
+from knowledge_recycling.context import Context
+from knowledge_recycling.data.augment import augment
+from knowledge_recycling.data.images import ImageSet, Splits, to_bytes, to_unit
+from knowledge_recycling.errors import DataError
+from knowledge_recycling.models.build import frozen
+from knowledge_recycling.models.contracts import Classifier
+from knowledge_recycling.privacy.attacks import synthetic
+from knowledge_recycling.privacy.dp import train_private
+from knowledge_recycling.privacy.signals import Bools, Floats, Signals
+from knowledge_recycling.privacy.yardsticks import About
+from knowledge_recycling.randomness import named_seed, rng
+from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.recycling.distillation import with_knobs
+from knowledge_recycling.recycling.synthesis import draw_set, open_set
+from knowledge_recycling.rundir import SCRATCH, Fingerprint, perform
+from knowledge_recycling.storage import (
+    read_json,
+    read_weights,
+    value_digest,
+    write_arrays,
+    write_json,
+)
+from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedError, predict_logits
+
+SIGNALS = "signals.npz"
+ABOUT = "about.json"
+"""What is known of each target, by name."""
+VERSION = 2
+"""Raised when the same settings and members begin to give other answers."""
+SYNTHETIC_ATTACKS = {
+    "distance": synthetic.Config(method="distance"),
+    "density": synthetic.Config(method="knn_density", neighbours=5),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A shadow to be made: all that it depends on; may travel to another process."""
+
+    run: Run
+    """The audited run."""
+    pool: ImageSet
+    """Members and canaries."""
+    members: Bools
+    """[N], the half of the pool that this shadow is trained on."""
+    number: int
+    folder: Path
+    """The part of the audit to write."""
+    threads: int | None
+    """`None`: as they are."""
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns all that the shadow's answers depend on."""
+        settings = shortened(self.run.recipe, 0.5).model_dump(mode="json")
+        made_by = ("teacher", "generator", "generator_training", "student", "selection", "audit")
+        return {
+            "shadow": self.number,
+            "members": self.members.nonzero()[0].tolist(),
+            "pipeline": VERSION,
+            "recipe": value_digest({name: settings[name] for name in made_by}),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How making a shadow ended."""
+
+    number: int
+    failure: str | None
+    """`None`: it is done."""
+
+
+def fulfil(order: Order) -> Outcome:
+    """Makes the shadow, or goes on with it; a failure that is of this half alone is an outcome."""
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+    try:
+        perform(order.folder, order.fingerprint(), partial(make_shadow, order))
+    except (DataError, DivergedError) as error:  # of this half: the others may do
+        return Outcome(order.number, str(error))
+    return Outcome(order.number, None)
+
+
+def make_shadow(order: Order, folder: Path) -> None:
+    """Runs the pipeline on the members and writes what it says of every image."""
+    run, audit = order.run, order.run.recipe.audit
+    members = order.pool.subset(order.members.nonzero()[0])
+    shadow = shadow_run(run, members, order.number, folder / SCRATCH)
+    early = audit.yardsticks.early_stop or None
+    _perform(shadow, "teacher", partial(stages.train_teacher, early=early))
+    if audit.mode == "pipeline":
+        _perform(shadow, "generator", stages.train_generator)
+        _choose(run, shadow)
+        _perform(shadow, "student", stages.distil_student)
+    answers: dict[str, npt.NDArray[Any]] = {}
+    about: dict[str, About] = {}
+    for target in targets_of(shadow):
+        answers[target.name] = queried(shadow, target.classifier, order.pool)
+        about[target.name] = target.about
+    if audit.mode == "pipeline":
+        answers |= synthetic_scores(shadow, order.pool)
+    write_arrays(folder / SIGNALS, answers)
+    write_json(folder / ABOUT, {name: asdict(each) for name, each in about.items()})
+    shutil.rmtree(shadow.folder)
+
+
+def _perform(shadow: Run, name: str, work: Any) -> None:
+    perform(shadow.folder / name, {"stage": name}, partial(work, shadow))
+
+
+def _choose(run: Run, shadow: Run) -> None:
+    if run.recipe.audit.selection == "repeated":
+        _perform(shadow, "candidates", stages.optimise_checkpoint)
+        _perform(shadow, "tuning", stages.tune_knobs)
+        return
+    name = candidate_files(shadow)[-1].stem
+    write_json(shadow.folder / "candidates/candidates.json", [{"name": name, "chosen": True}])
+    knobs = dict(chosen_knobs(run))
+    write_json(shadow.folder / "tuning/trials.json", [{"knobs": knobs, "chosen": True}])
+
+
+def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
+    """Returns the run of one shadow: this run's recipe on other members, with another seed."""
+    context = run.context
+    seed = named_seed(context.seed, "audit", "shadow", number)
+    return replace(
+        run,
+        folder=folder,
+        recipe=shortened(run.recipe, len(members) / len(run.members)),
+        splits=Splits(members, run.val, run.val),
+        digests={},
+        context=Context(context.fabric, seed, context.reporter),
+    )
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """Returns the recipe for `share` of the images: trainings change as the derived lengths do."""
+    factor = math.sqrt(share)
+
+    def shorter(training: Any) -> Any:
+        return training.model_copy(update={"images_seen": round(training.images_seen * factor)})
+
+    generator = shorter(recipe.generator_training)
+    if recipe.audit.selection == "fixed":  # the others would not be looked at
+        generator = generator.model_copy(update={"candidates": 1})
+    teacher, student = recipe.teacher, recipe.student
+    return recipe.model_copy(
+        update={
+            "teacher": teacher.model_copy(update={"training": shorter(teacher.training)}),
+            "generator_training": generator,
+            "student": student.model_copy(update={"training": shorter(student.training)}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A trained classifier to attack."""
+
+    name: str
+    classifier: Classifier
+    about: About
+
+
+def targets_of(shadow: Run) -> Iterator[Target]:
+    """Yields teacher, student and yardsticks of a shadow, one in memory at a time."""
+    yardsticks, whole = shadow.recipe.audit.yardsticks, shadow.recipe.audit.mode == "pipeline"
+    yield Target("teacher", load_teacher(shadow).classifier, About())
+    if whole:
+        drawn = read_json(shadow.folder / "student/student.json")["sampling"]["sampled"]
+        about = About(distinct_images=drawn / len(shadow.members))
+        yield Target("student", load_student(shadow), about)
+    if yardsticks.early_stop:
+        early = new_classifier(shadow, "teacher")
+        read_weights(shadow.folder / "teacher" / EARLY, early)
+        yield Target("early-stopped teacher", frozen(early), About())
+    if whole:
+        for size in yardsticks.soft_set_sizes:
+            yield fixed_set_student(shadow, f"GKD student on {size:g}x", 0.0, size)
+        for size in yardsticks.hard_set_sizes:
+            yield fixed_set_student(shadow, f"hard-label student on {size:g}x", 1.0, size)
+    for epsilon in yardsticks.dp.epsilons:
+        name = f"DP-SGD with epsilon {epsilon:g}"
+        made = train_private(shadow.members, yardsticks.dp, epsilon, shadow.context, name)
+        yield Target(name, made.classifier, About(epsilon=made.epsilon, delta=made.delta))
+
+
+def fixed_set_student(shadow: Run, name: str, hard_weight: float, size: float) -> Target:
+    """Returns a student like the shadow's own, but of one fixed set of `size` times the members.
+
+    Its initial weights and its random streams are those of the shadow's own student.
+    """
+    config = with_knobs(shadow.recipe.student, chosen_knobs(shadow))
+    synthesis = config.synthesis.model_copy(update={"set_size": size, "period": 0})
+    config = config.model_copy(update={"hard_weight": hard_weight, "synthesis": synthesis})
+    teacher = load_teacher(shadow)
+    source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
+    lesson = lesson_of(shadow, teacher, source, config=config, name="student")
+    _perform(shadow, name, partial(stages.learn, lesson))
+    classifier = new_classifier(shadow, "student")
+    read_weights(shadow.folder / name / WEIGHTS, classifier)
+    return Target(name, frozen(classifier), About(distinct_images=size))
+
+
+def queried(shadow: Run, classifier: Classifier, pool: ImageSet) -> npt.NDArray[np.float32]:
+    """Returns the classifier's logits of pool and population, [Q,N+P,K]; query 0 is unaugmented."""
+    names = shadow.recipe.generator_training.augment or ()
+    answers = []
+    for query in range(shadow.recipe.audit.queries):
+        parts = []
+        for image_set in (pool, shadow.val):
+            seen = image_set
+            if query:
+                images = augment(to_unit(image_set.images), ("shift", *names), rng(query, "query"))
+                seen = replace(image_set, images=to_bytes(images).numpy())
+            parts.append(predict_logits(classifier, seen, shadow.context.fabric))
+        answers.append(np.concatenate(parts))
+    return np.asarray(np.stack(answers), dtype=np.float32)
+
+
+def synthetic_scores(shadow: Run, pool: ImageSet) -> dict[str, Floats]:
+    """Returns scores [N] of the attacks on a synthetic set as large as the shadow's members."""
+    teacher = load_teacher(shadow)
+    source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
+    path = shadow.folder / "synthetic.npy"
+    draw_set(source, len(shadow.members), path, ("audit", "synthetic"), shadow.context)
+    drawn = open_set(path, pool.class_names)
+    views: dict[str, Callable[[ImageSet], Floats]] = {
+        "pixels": _pixels,
+        "features": partial(stages.features, shadow, teacher.classifier),
+    }
+    scores = {}
+    for space, view in views.items():
+        seen = Signals(
+            labels=pool.labels,
+            features=view(pool),
+            synthetic_features=view(drawn),
+            reference_features=view(shadow.val),
+        )
+        for name, config in SYNTHETIC_ATTACKS.items():
+            scores[f"synthetic.{name}_{space}"] = synthetic.score(seen, config)
+    return scores
+
+
+def _pixels(image_set: ImageSet) -> Floats:
+    return image_set.images.reshape(len(image_set), -1) / 255
