@@ -5,7 +5,6 @@ Shapes: N images of the pool, P of the population, Q queries, K classes.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -166,10 +165,10 @@ def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
 
 def shortened(recipe: Recipe, share: float) -> Recipe:
     """Returns the recipe for `share` of the images: trainings change as the derived lengths do."""
-    factor = math.sqrt(share)
 
     def shorter(training: Any) -> Any:
-        return training.model_copy(update={"images_seen": round(training.images_seen * factor)})
+        images_seen = round(training.images_seen * share**training.length_power)
+        return training.model_copy(update={"images_seen": images_seen})
 
     generator = shorter(recipe.generator_training)
     if recipe.audit.selection == "fixed":  # the others would not be looked at

@@ -23,6 +23,7 @@ from knowledge_recycling.auditing import (
     enough_shadows,
     targets_of,
 )
+from knowledge_recycling.config import Facts
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import DataError, RecipeError, RunError
@@ -199,3 +200,17 @@ def test_a_shadow_of_another_process_is_the_one_made_here(made_run: Run, tmp_pat
     assert "teacher" in answers[0].files
     for name in answers[0].files:
         np.testing.assert_array_equal(answers[0][name], answers[1][name])
+
+
+def test_a_shadow_trains_as_long_as_a_run_on_its_images_would(
+    make_facts: Callable[..., Facts],
+) -> None:
+    recipe = Recipe.from_dict({"data": {"kind": "digits"}})
+    whole, half = (recipe.completed(make_facts(num_train=each)) for each in (4000, 2000))
+    shorter = shadows.shortened(whole, 0.5)
+    for length in (
+        lambda each: each.teacher.training.images_seen,
+        lambda each: each.generator_training.images_seen,
+        lambda each: each.student.training.images_seen,
+    ):
+        assert length(shorter) == pytest.approx(length(half), abs=1)

@@ -130,7 +130,7 @@ def several_runs_epsilon(
     1): here each run's attacker has learnt from the other runs.
 
     >>> round(several_runs_epsilon([Guesses(1000, 100, 75)] * 16), 3)
-    0.631
+    0.634
     """
 
     def p_value(epsilon: float) -> float:

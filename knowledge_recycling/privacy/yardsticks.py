@@ -97,8 +97,9 @@ def random_guess(num_classes: int) -> dict[str, float | str]:
 def mean_utility(logits: AnyFloats, labels: Labels) -> list[Estimate]:
     """Returns the mean accuracy and AUROC of S classifiers from their logits [S,P,K].
 
-    >>> logits = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [2.0, 1.0]]])
-    >>> [each.value for each in mean_utility(logits, np.array([0, 1]))]
+    >>> labels = np.tile([0, 1], 200)
+    >>> right, hesitant = np.eye(2)[labels], np.array([2.0, 0.0]) + np.eye(2)[labels]
+    >>> [round(each.value, 3) for each in mean_utility(np.stack([right, hesitant]), labels)]
     [0.75, 1.0]
     """
     chances = softmax(np.asarray(logits, dtype=np.float64), axis=-1)

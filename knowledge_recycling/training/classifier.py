@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ Targets = Callable[[Tensor, Tensor], Tensor]
 class ClassifierTraining(Config):
     """How a classifier is trained."""
 
+    length_power: ClassVar[float] = 0.5
+    """Power of the number of real images that the derived length grows with."""
     images_seen: PositiveInt = DERIVED
     """Length of training; unset: 1500 times the square root of the number of real images."""
     batch_size: PositiveInt = DERIVED
@@ -71,7 +73,7 @@ class ClassifierTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""
         return {
-            "images_seen": round(1500 * math.sqrt(facts.num_train)),
+            "images_seen": round(1500 * facts.num_train**self.length_power),
             "batch_size": derived_batch_size(facts.num_train, largest=128),
             "augment": ("shift", "cutout", *facts.symmetries),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from knowledge_recycling.training.loop import Batches, Record
 class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
+    length_power: ClassVar[float] = 0.25
+    """Power of the number of real images that the derived length grows with."""
     images_seen: PositiveInt = DERIVED
     """Length of training; unset: 20,000 times the fourth root of the number of real images."""
     batch_size: PositiveInt = DERIVED
@@ -36,7 +38,7 @@ class GeneratorTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
         return {
-            "images_seen": round(20_000 * facts.num_train**0.25),
+            "images_seen": round(20_000 * facts.num_train**self.length_power),
             "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }

@@ -164,7 +164,7 @@ def test_a_run_with_a_second_generator(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(result.chosen.knobs) == {"guidance", "hard_weight"}
     sampling = json.loads((two / "student/student.json").read_text())["sampling"]
     assert sampling["sampled"] % 96 == 0
-    with pytest.raises(kr.RunError, match="cannot be released yet"):
+    with pytest.raises(kr.RunError, match="there is no audit"):
         pipeline.release(two, tmp_path / "bundle")
 
 
