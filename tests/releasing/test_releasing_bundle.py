@@ -32,6 +32,7 @@ from knowledge_recycling.releasing import bundle as bundles
 from knowledge_recycling.releasing.bundle import Order
 from knowledge_recycling.releasing.dataset import without_copies
 from knowledge_recycling.releasing.manifest import MANIFEST, verify
+from knowledge_recycling.storage import read_sealed
 
 KR = f"{sys.executable} -m knowledge_recycling.cli"
 ALLOWED = {
@@ -270,7 +271,7 @@ def test_figures_that_were_edited_do_not_pass_the_gate(run: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_several_generators_are_drawn_from_and_released(run: Path, tmp_path: Path) -> None:
-    recipe = json.loads((run / "given.json").read_text())
+    recipe = read_sealed(run / "given.json")
     recipe["further_generators"] = {"second": {}}
     recipe["student"]["synthesis"]["set_size"] = 1.0
     out = tmp_path / "run"
