@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from knowledge_recycling import Result, read_result
+from knowledge_recycling.study.table import over_seeds
 
 
 def run(recipe: Path, seed: int, out: Path) -> Result:
@@ -55,8 +54,9 @@ def mean_interval(values: list[float]) -> str:
     >>> mean_interval([1.0, 2.0, 3.0])
     '2.00 +- 2.48'
     """
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
-    return f"{np.mean(values):.2f} +- {half:.2f}"
+    over = over_seeds(values)
+    half = math.nan if over.high is None or over.mean is None else over.high - over.mean
+    return f"{over.mean:.2f} +- {half:.2f}"
 
 
 def main() -> None:
