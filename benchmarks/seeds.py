@@ -13,20 +13,21 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from knowledge_recycling import Result, read_result
 from knowledge_recycling.study.table import over_seeds
 
 
-def run(recipe: Path, seed: int, out: Path) -> Result:
+def run(recipe: Path, seed: int, out: Path, settings: Sequence[str] = ()) -> Result:
     """Returns the result of one seed, running the command line unless it is there."""
     if not (out / "result.json").exists():
-        kr = [sys.executable, "-m", "knowledge_recycling.cli"]
+        command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe)]
+        for setting in [f"seed={seed}", *settings]:
+            command += ["--set", setting]
         start = time.monotonic()
-        subprocess.run(
-            [*kr, "run", str(recipe), "--set", f"seed={seed}", "--out", str(out)], check=True
-        )
+        subprocess.run([*command, "--out", str(out)], check=True)
         (out / "wall_seconds").write_text(str(time.monotonic() - start))
     return read_result(out)
 
@@ -65,11 +66,12 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     rows = {}
     for seed in range(given.seeds):
         out = given.out / f"{given.recipe.stem}-{seed}"
-        rows[str(seed)] = row(run(given.recipe, seed, out), out)
+        rows[str(seed)] = row(run(given.recipe, seed, out, given.set), out)
     names = list(rows["0"])
     print("| seed | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for seed, values in rows.items():
