@@ -15,10 +15,12 @@ from knowledge_recycling.models.contracts import Classifier, Generator
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recipe import Recipe, TeacherConfig
 from knowledge_recycling.recycling.distillation import (
+    KNOBS,
     Lesson,
     StudentConfig,
     Teacher,
     student_knobs,
+    with_knobs,
 )
 from knowledge_recycling.recycling.synthesis import Source, class_prior, mixed
 from knowledge_recycling.storage import read_json, read_weights
@@ -151,10 +153,10 @@ def known_knobs(run: Run) -> dict[str, Knob]:
 
 
 def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> Source:
-    """Returns a candidate ready to draw synthetic sets with those of `knobs` that are its own."""
+    """Returns a candidate ready to draw synthetic sets with those of `knobs` that concern it."""
     generator = new_generator(run)
     read_weights(candidate, generator)
-    synthesis = run.recipe.student.synthesis
+    synthesis = with_knobs(run.recipe.student, knobs).synthesis
     own = generator_knobs(run)
     return Source(
         generator=frozen(generator),
@@ -168,9 +170,10 @@ def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> So
 
 def chosen_source(run: Run, teacher: Teacher) -> Source:
     """Returns the generators, each with its chosen candidate and knobs, in equal shares."""
+    shared = {name: value for name, value in chosen_knobs(run).items() if name in KNOBS}
     return mixed(
         [
-            load_source(each, teacher, chosen_candidate(each), chosen_knobs(each))
+            load_source(each, teacher, chosen_candidate(each), {**shared, **chosen_knobs(each)})
             for each in (run, *run.of_further)
         ]
     )

@@ -27,6 +27,7 @@ from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import RecipeError, RunError
 from knowledge_recycling.progress import Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe, apply_override
+from knowledge_recycling.recycling.distillation import check_choices
 from knowledge_recycling.recycling.tuning import chosen_space
 from knowledge_recycling.releasing import bundle as bundles
 from knowledge_recycling.releasing.bundle import Order
@@ -285,7 +286,8 @@ def check_before_training(run: Run) -> None:
     for each in (run, *run.of_further):
         new_generator(each)
     known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
-    chosen_space(run.recipe.tuning, known | known_knobs(run))
+    space = chosen_space(run.recipe.tuning, known | known_knobs(run))
+    check_choices(run.recipe.student, space)
     auditing.check_supported(run.recipe)
     sizes = {
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,

@@ -168,7 +168,7 @@ def tune_one(run: Run, folder: Path) -> None:
     candidate = chosen_candidate(run)
 
     def try_knobs(number: int, knobs: Knobs) -> Score:
-        if number == 0:  # the defaults: Checkpoint Optimisation has scored them
+        if number == 0 and "period" not in knobs:  # Checkpoint Optimisation has scored them
             return read_score(run.folder / "candidates" / run.part / candidate.stem)
         part = {"part": number, **flattened("knobs", dict(knobs))}
         lesson = cheap_lesson(run, candidate, knobs)
@@ -195,7 +195,7 @@ def tuned_space(run: Run) -> Space:
 
 def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
     """Returns the lesson of the cheap student that scores a candidate with some knobs."""
-    config = with_knobs(cheap(run.recipe.student, run.recipe.selection), knobs)
+    config = cheap(run.recipe.student, run.recipe.selection, knobs)
     teacher = load_teacher(run)
     source = load_source(run, teacher, candidate, knobs)
     return lesson_of(run, teacher, source, config=config, name="cheap student")

@@ -9,9 +9,10 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin
+from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin, validate
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.models.build import build_classifier, frozen
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recycling.filtering import FilterConfig
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
 from knowledge_recycling.training.classifier import (
@@ -64,22 +66,69 @@ class StudentConfig(Config):
         return max(1, round(self.synthesis.set_size * num_train))
 
 
+NO_FILTER = -1.0
+"""Value of the knob `filter_threshold` that keeps every image."""
+
 KNOBS = {
     "temperature": Knob(1.0, (0.5, 1.0, 2.0), tuned=False),
     "hard_weight": Knob(0.0, (0.0, 0.3, 1.0)),
     "prior_correction": Knob(0.0, (0.0, 1.0)),
+    "set_size": Knob(1.0, (0.3, 1.0, 4.0), tuned=False),
+    "period": Knob(1, (0, 1, 4, 16), tuned=False),
+    "filter_threshold": Knob(NO_FILTER, (NO_FILTER, 0.0, 0.3, 0.6, 0.9), tuned=False),
 }
 """Settings of the student that tuning may turn beside the generator's knobs."""
+
+SETTINGS = {name: name for name in ("temperature", "hard_weight", "prior_correction")} | {
+    "set_size": "synthesis.set_size",
+    "period": "synthesis.period",
+    "filter_threshold": "synthesis.filter",
+}
+"""Where each of `KNOBS` is in the student's part of a recipe."""
 
 
 def student_knobs(config: StudentConfig) -> dict[str, Knob]:
     """Returns `KNOBS` with the recipe's own values as their defaults."""
-    return {name: replace(knob, default=getattr(config, name)) for name, knob in KNOBS.items()}
+    synthesis = config.synthesis
+    own = {
+        "temperature": config.temperature,
+        "hard_weight": config.hard_weight,
+        "prior_correction": config.prior_correction,
+        "set_size": synthesis.set_size,
+        "period": synthesis.period,
+        "filter_threshold": synthesis.filter.threshold if synthesis.filter else NO_FILTER,
+    }
+    return {name: replace(knob, default=own[name]) for name, knob in KNOBS.items()}
 
 
 def with_knobs(config: StudentConfig, knobs: Knobs) -> StudentConfig:
     """Returns the student with those of `knobs` that are its own."""
-    return config.model_copy(update={name: knobs[name] for name in KNOBS if name in knobs})
+    own = {name: knobs[name] for name in KNOBS if name in knobs and name == SETTINGS[name]}
+    synthesis: dict[str, Any] = {}
+    if "set_size" in knobs:
+        synthesis["set_size"] = knobs["set_size"]
+    if "period" in knobs:
+        synthesis["period"] = round(knobs["period"])
+    if "filter_threshold" in knobs:
+        threshold = knobs["filter_threshold"]
+        known = config.synthesis.filter or FilterConfig()
+        kept = known.model_copy(update={"threshold": threshold})
+        synthesis["filter"] = kept if threshold >= 0 else None
+    return config.model_copy(
+        update=own | {"synthesis": config.synthesis.model_copy(update=synthesis)}
+    )
+
+
+def check_choices(config: StudentConfig, space: Mapping[str, Knob]) -> None:
+    """Checks that a recipe may have all values to be tried of the student's knobs in `space`.
+
+    Raises:
+        RecipeError: It may not have one.
+    """
+    for name in KNOBS.keys() & space.keys():
+        for value in space[name].choices:
+            turned = with_knobs(config, {name: value})
+            validate(StudentConfig, turned.model_dump(), f"tuning.choices.{name}")
 
 
 class Teacher(nn.Module):

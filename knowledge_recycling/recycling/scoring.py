@@ -15,7 +15,8 @@ from pydantic import Field
 from knowledge_recycling.config import Config
 from knowledge_recycling.context import Context
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, distil
+from knowledge_recycling.models.knobs import Knobs
+from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, distil, with_knobs
 from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
@@ -66,15 +67,22 @@ class Score:
         return standard_error(self.merit, self.num_val) if self.failure is None else 0.0
 
 
-def cheap(config: StudentConfig, selection: SelectionConfig) -> StudentConfig:
-    """Returns the student that stands in for the one of `config` while choosing."""
+def cheap(config: StudentConfig, selection: SelectionConfig, knobs: Knobs) -> StudentConfig:
+    """Returns the student that stands in, while choosing, for that of `config` with `knobs`.
+
+    It learns from one fixed set, unless the regeneration period is among the knobs.
+    """
+    config = with_knobs(config, knobs)
     training, synthesis = config.training, config.synthesis
     images_seen = max(1, round(training.images_seen * selection.training_share))
     return config.model_copy(
         update={
             "training": training.model_copy(update={"images_seen": images_seen, "snapshots": 3}),
             "synthesis": synthesis.model_copy(
-                update={"set_size": synthesis.set_size * selection.set_share, "period": 0}
+                update={
+                    "set_size": synthesis.set_size * selection.set_share,
+                    "period": synthesis.period if "period" in knobs else 0,
+                }
             ),
         }
     )

@@ -32,7 +32,7 @@ from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.progress import Reporter, SilentReporter
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.distillation import KNOBS, StudentConfig, with_knobs
+from knowledge_recycling.recycling.distillation import KNOBS, SETTINGS, StudentConfig, with_knobs
 from knowledge_recycling.recycling.scoring import defect
 from knowledge_recycling.recycling.synthesis import mixed
 from knowledge_recycling.rundir import (
@@ -238,11 +238,17 @@ def pupil_of(run: Run, recipe: Recipe, row: Row, position: int | None = None) ->
         draws.append((kept if position is None else files[position], defaults | turned))
     config = recipe.student
     if row.knobs == "chosen":
-        given = {each.partition("=")[0].strip() for each in row.settings}
+        given = tuple(each.partition("=")[0].strip() for each in row.settings)
         knobs = own_knobs(chosen_knobs(run), KNOBS)
-        free = {name: knobs[name] for name in knobs if OF_STUDENT + name not in given}
+        free = {
+            name: knobs[name] for name in knobs if not _sets(given, OF_STUDENT + SETTINGS[name])
+        }
         config = with_knobs(config, free)
     return Pupil(config, tuple(draws))
+
+
+def _sets(given: tuple[str, ...], key: str) -> bool:
+    return any(each == key or each.startswith(f"{key}.") for each in given)
 
 
 def own_knobs(knobs: Knobs, names: Any) -> dict[str, float]:

@@ -20,18 +20,23 @@ from torch.nn import functional
 from knowledge_recycling.config import Facts
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.classifiers import resnet
+from knowledge_recycling.models.knobs import Knob
 from knowledge_recycling.recycling import distillation
 from knowledge_recycling.recycling.distillation import (
     KNOBS,
+    NO_FILTER,
     Lesson,
     StudentConfig,
     Teacher,
+    check_choices,
     distil,
     soft_targets,
     student_knobs,
     with_knobs,
 )
+from knowledge_recycling.recycling.filtering import FilterConfig
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
 from knowledge_recycling.training.classifier import WEIGHTS, StudentTraining
 
@@ -197,13 +202,42 @@ def test_the_prior_correction_is_bayes_rule() -> None:
 
 
 def test_knobs_of_the_student_start_from_its_recipe() -> None:
+    usual = StudentConfig(synthesis=SynthesisConfig(period=1))
     assert {name: knob.default for name, knob in KNOBS.items()} == {
-        name: knob.default for name, knob in student_knobs(StudentConfig()).items()
+        name: knob.default for name, knob in student_knobs(usual).items()
     }
     own = student_knobs(StudentConfig(hard_weight=1.0, temperature=4.0))
     assert (own["hard_weight"].default, own["temperature"].default) == (1.0, 4.0)
     turned = with_knobs(StudentConfig(), {"hard_weight": 0.3, "latent_std": 1.2})
     assert (turned.hard_weight, turned.temperature) == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_a_knob_sets_what_it_is_read_from(name: str) -> None:
+    for value in KNOBS[name].choices:
+        turned = with_knobs(StudentConfig(synthesis=SynthesisConfig(period=2)), {name: value})
+        assert student_knobs(turned)[name].default == value
+        validated = SynthesisConfig.model_validate(turned.synthesis.model_dump())
+        assert validated == turned.synthesis, "values that a recipe may have"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("set_size", -1.0), ("temperature", 0.0), ("filter_threshold", 1.5)]
+)
+def test_a_choice_that_no_recipe_may_have_is_refused(
+    make_facts: Callable[..., Facts], name: str, value: float
+) -> None:
+    student = StudentConfig(classifier=resnet.Config()).completed(make_facts())
+    check_choices(student, student_knobs(student))
+    with pytest.raises(RecipeError, match=f"tuning.choices.{name}"):
+        check_choices(student, {name: Knob(value, (value,))})
+
+
+def test_turning_the_filter_keeps_its_retries() -> None:
+    filtering = StudentConfig(synthesis=SynthesisConfig(filter=FilterConfig(retries=9)))
+    turned = with_knobs(filtering, {"filter_threshold": 0.6}).synthesis.filter
+    assert turned == FilterConfig(threshold=0.6, retries=9)
+    assert with_knobs(filtering, {"filter_threshold": NO_FILTER}).synthesis.filter is None
 
 
 @pytest.mark.parametrize("given", [None, 0, 7])

@@ -118,10 +118,14 @@ def test_the_cheap_student_is_shorter_and_sees_one_smaller_set() -> None:
         synthesis=SynthesisConfig(set_size=2.0, period=3),
         hard_weight=0.3,
     )
-    short = cheap(student, SelectionConfig(training_share=0.25, set_share=0.5))
+    selection = SelectionConfig(training_share=0.25, set_share=0.5)
+    short = cheap(student, selection, {})
     assert (short.training.images_seen, short.training.snapshots) == (250, 3)
     assert (short.synthesis.set_size, short.synthesis.period) == (1.0, 0)
     assert short.hard_weight == 0.3
+    turned = cheap(student, selection, {"set_size": 4.0, "period": 8.0, "hard_weight": 1.0})
+    assert (turned.synthesis.set_size, turned.synthesis.period) == (2.0, 8)
+    assert turned.hard_weight == 1.0
 
 
 @pytest.fixture
