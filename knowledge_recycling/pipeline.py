@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Stage:
     """Its folder in the run folder."""
     work: Callable[[Run, Path], None]
     settings: tuple[str, ...]
-    """Parts of the recipe it depends on."""
+    """Parts of the recipe it depends on, by dotted name."""
     inputs: tuple[str, ...]
     """Stages whose outputs it reads; their digests are part of its fingerprint."""
     splits: tuple[str, ...]
@@ -75,7 +76,7 @@ STAGES = (
     Stage(
         "candidates",
         stages.optimise_checkpoint,
-        ("student", "selection"),
+        ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
     ),
@@ -89,7 +90,7 @@ STAGES = (
     Stage(
         "student",
         stages.distil_student,
-        ("student",),
+        ("student", "tuning.leakage_limit"),
         ("teacher", "generator", "candidates", "tuning"),
         ("val",),
     ),
@@ -109,7 +110,8 @@ STAGES = (
         version=2,
     ),
 )
-"""After `data`, which describes all splits, only `evaluation` looks at the test split."""
+"""After `data`, which describes all splits, only `evaluation` looks at the test split. Under a
+leakage limit, choosing attacks members too; the teacher's digest stands for them."""
 
 DATA_STAGE = "data"
 GIVEN = "given.json"
@@ -342,7 +344,7 @@ def fingerprint(stage: Stage, run: Run) -> Fingerprint:
         "precision": run.context.fabric._precision.precision,
     }
     for name in stage.settings:
-        parts |= flattened(name, settings[name])
+        parts |= flattened(name, reduce(getitem, name.split("."), settings))
     for name in stage.splits:
         parts[f"digest.{name}"] = run.digests[name]
     for name in stage.inputs:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,21 @@ from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
-from knowledge_recycling.recycling.distillation import Lesson, Teacher, distil, with_knobs
-from knowledge_recycling.recycling.scoring import Score, best_of, cheap, read_score, score
+from knowledge_recycling.recycling.distillation import (
+    Lesson,
+    Teacher,
+    distil,
+    trained_student,
+    with_knobs,
+)
+from knowledge_recycling.recycling.scoring import (
+    Score,
+    best_of,
+    cheap,
+    loss_attack,
+    read_score,
+    score,
+)
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
 from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
 from knowledge_recycling.rundir import SCRATCH, flattened, perform
@@ -147,15 +161,43 @@ def optimise_one(run: Run, folder: Path) -> None:
     """Scores each candidate of one generator with default knobs and chooses the best."""
     candidates = candidate_files(run)
     scores = [
-        score(cheap_lesson(run, path, {}), {"part": path.stem}, folder / path.stem, run.context)
+        score(
+            cheap_lesson(run, path, {}),
+            {"part": path.stem},
+            folder / path.stem,
+            run.context,
+            attacked_members(run),
+        )
         for path in candidates
     ]
-    best = best_of(scores, favourite=len(scores) - 1, where=folder)
+    judged = judge(run, scores, favourite=len(scores) - 1, where=folder)
     table = [
-        {"name": path.stem, "images_seen": images_of(path), "chosen": i == best, **asdict(each)}
-        for i, (path, each) in enumerate(zip(candidates, scores, strict=True))
+        {"name": path.stem, "images_seen": images_of(path), **each}
+        for path, each in zip(candidates, judged, strict=True)
     ]
     write_json(folder / "candidates.json", table)
+
+
+def attacked_members(run: Run) -> ImageSet | None:
+    """Returns the members if choices are made under a limit on leakage."""
+    return None if run.recipe.tuning.leakage_limit is None else run.members
+
+
+def judge(run: Run, scores: Sequence[Score], favourite: int, where: Path) -> list[dict[str, Any]]:
+    """Returns the scores as rows that say which is chosen, and which without a leakage limit."""
+    limit = run.recipe.tuning.leakage_limit
+    best = best_of(scores, favourite, where, limit)
+    free = best if limit is None else best_of(scores, favourite, where)
+    leakage = scores[best].leakage
+    if limit is not None and (leakage is None or leakage > limit):
+        run.context.reporter.warn(
+            f"nothing in '{where.name}' leaks as little as tuning.leakage_limit = {limit:g}; "
+            f"what leaks least is taken, with {leakage:.3f}"
+        )
+    return [
+        {"chosen": i == best, "chosen_without_limit": i == free, **asdict(each)}
+        for i, each in enumerate(scores)
+    ]
 
 
 def tune_knobs(run: Run, folder: Path) -> None:
@@ -172,13 +214,14 @@ def tune_one(run: Run, folder: Path) -> None:
             return read_score(run.folder / "candidates" / run.part / candidate.stem)
         part = {"part": number, **flattened("knobs", dict(knobs))}
         lesson = cheap_lesson(run, candidate, knobs)
-        return score(lesson, part, folder / f"trial-{number:03d}", run.context)
+        place = folder / f"trial-{number:03d}"
+        return score(lesson, part, place, run.context, attacked_members(run))
 
     trials = tune(run.recipe.tuning, tuned_space(run), try_knobs, run.context.seed)
-    best = best_of([trial.score for trial in trials], favourite=0, where=folder)
+    judged = judge(run, [trial.score for trial in trials], favourite=0, where=folder)
     table = [
-        {"trial": i, "knobs": trial.knobs, "chosen": i == best, **asdict(trial.score)}
-        for i, trial in enumerate(trials)
+        {"trial": i, "knobs": trial.knobs, **each}
+        for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
     write_json(folder / "trials.json", table)
 
@@ -212,13 +255,15 @@ def distil_student(run: Run, folder: Path) -> None:
 def learn(lesson: Lesson, run: Run, folder: Path) -> None:
     """Trains a student and writes what it reached and what its images took."""
     records = distil(lesson, folder, run.context)
-    write_json(
-        folder / "student.json",
-        {
-            "best": records[kept(records, len(run.val))],
-            "sampling": asdict(lesson.source.tally),
-        },
-    )
+    about: dict[str, Any] = {
+        "best": records[kept(records, len(run.val))],
+        "sampling": asdict(lesson.source.tally),
+    }
+    members = attacked_members(run)
+    if members is not None:
+        student = trained_student(lesson, folder, run.context)
+        about["leakage"] = loss_attack(student, members, run.val, run.context)
+    write_json(folder / "student.json", about)
 
 
 def evaluate(run: Run, folder: Path) -> None:

@@ -96,11 +96,26 @@ def selection(
     run: Run, candidates: list[dict[str, Any]], trials: list[dict[str, Any]]
 ) -> dict[str, float | None]:
     """Returns what choosing gained on validation, in percentage points, and what it took."""
+    limit = run.recipe.tuning.leakage_limit
     return {
         "gain_over_last_candidate_pp": gain(candidates, candidates[-1]),
         "gain_over_default_knobs_pp": gain(trials, trials[0]),
         "seconds": seconds(run, "candidates") + seconds(run, "tuning"),
+        "leakage_limit": limit,
+        "cost_of_limit_pp": None if limit is None else cost_of_limit(candidates, trials),
+        "student_leakage": read_json(run.folder / "student/student.json").get("leakage"),
     }
+
+
+def cost_of_limit(candidates: list[dict[str, Any]], trials: list[dict[str, Any]]) -> float:
+    """Returns the merit that the leakage limit has cost, in percentage points.
+
+    Trials are of the candidate chosen under the limit, so it is what the limit cost among them, and
+    among the candidates before.
+    """
+    tables = (candidates, trials)
+    lost = [gain(table, row) for table in tables for row in table if row["chosen_without_limit"]]
+    return -sum(each or 0.0 for each in lost)
 
 
 def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:

@@ -30,7 +30,9 @@ from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.recycling.filtering import FilterConfig
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
+from knowledge_recycling.storage import read_weights
 from knowledge_recycling.training.classifier import (
+    WEIGHTS,
     Fit,
     StudentTraining,
     Targets,
@@ -207,14 +209,6 @@ def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
         folder=folder / SCRATCH,
         context=context,
     )
-    student = build_classifier(
-        config.classifier,
-        val.shape,
-        val.num_classes,
-        fabric=context.fabric,
-        seed=context.seed,
-        name=lesson.name,
-    )
     fit = Fit(
         name=lesson.name,
         config=training,
@@ -222,4 +216,23 @@ def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
         batches=stream,
         val=val,
     )
-    return fit_classifier(student, fit, folder, context)
+    return fit_classifier(new_student(lesson, context), fit, folder, context)
+
+
+def new_student(lesson: Lesson, context: Context) -> Classifier:
+    """Returns the untrained student of a lesson."""
+    return build_classifier(
+        lesson.config.classifier,
+        lesson.val.shape,
+        lesson.val.num_classes,
+        fabric=context.fabric,
+        seed=context.seed,
+        name=lesson.name,
+    )
+
+
+def trained_student(lesson: Lesson, folder: Path, context: Context) -> Classifier:
+    """Returns the student that `distil` left in `folder`, frozen."""
+    student = new_student(lesson, context)
+    read_weights(folder / WEIGHTS, student)
+    return frozen(student)

@@ -5,22 +5,40 @@ Checkpoint Optimisation and Tuning ask the same question, on the validation spli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn import functional
 
 from knowledge_recycling.config import Config
 from knowledge_recycling.context import Context
+from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.knobs import Knobs
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, distil, with_knobs
+from knowledge_recycling.recycling.distillation import (
+    Lesson,
+    StudentConfig,
+    distil,
+    trained_student,
+    with_knobs,
+)
 from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
-from knowledge_recycling.training.classifier import DivergedError, kept, standard_error
+from knowledge_recycling.training.classifier import (
+    DivergedError,
+    kept,
+    predict_logits,
+    standard_error,
+)
 
 SCORE = "score.json"
 PROBE_SIZE = 64
@@ -53,6 +71,8 @@ class Score:
     """Of sampling."""
     num_val: int = 0
     """Images behind the measures."""
+    leakage: float | None = None
+    """AUC of the loss attack on the student (see `loss_attack`); `None`: not measured."""
 
     @property
     def merit(self) -> float:
@@ -88,11 +108,24 @@ def cheap(config: StudentConfig, selection: SelectionConfig, knobs: Knobs) -> St
     )
 
 
-def score(lesson: Lesson, fingerprint: Fingerprint, folder: Path, context: Context) -> Score:
-    """Returns the score of a lesson, from its part's folder if it is done."""
+def score(
+    lesson: Lesson,
+    fingerprint: Fingerprint,
+    folder: Path,
+    context: Context,
+    members: ImageSet | None = None,
+) -> Score:
+    """Returns the score of a lesson, from its part's folder if it is done.
+
+    Given the `members`, the real training images, the student's leakage is measured too.
+    """
 
     def work(folder: Path) -> None:
-        write_json(folder / SCORE, asdict(_measure(lesson, folder, context)))
+        found = _measure(lesson, folder, context)
+        if members is not None and found.failure is None:
+            student = trained_student(lesson, folder, context)
+            found = replace(found, leakage=loss_attack(student, members, lesson.val, context))
+        write_json(folder / SCORE, asdict(found))
 
     perform(folder, fingerprint, work)
     return read_score(folder)
@@ -122,6 +155,30 @@ def _measure(lesson: Lesson, folder: Path, context: Context) -> Score:
     )
 
 
+def loss_attack(
+    classifier: nn.Module, members: ImageSet, holdout: ImageSet, context: Context
+) -> float:
+    """Returns the AUC, 0 to 1, with which a small loss tells members from the holdout.
+
+    Yeom 2018 (arXiv 1709.01604): the cheapest attack, which needs no shadows, so that it can be
+    asked of every setting; an audit finds more. At most as many members as there are holdout images
+    are asked, evenly spaced.
+    """
+    rows = np.unique(np.linspace(0, len(members) - 1, min(len(members), len(holdout))).astype(int))
+    asked = members.subset(rows)
+    losses = [_losses(classifier, each, context) for each in (asked, holdout)]
+    is_member = np.repeat([1, 0], [len(each) for each in losses])
+    return float(roc_auc_score(is_member, -np.concatenate(losses)))
+
+
+def _losses(
+    classifier: nn.Module, image_set: ImageSet, context: Context
+) -> npt.NDArray[np.float64]:
+    logits = torch.from_numpy(predict_logits(classifier, image_set, context.fabric))
+    labels = torch.from_numpy(image_set.labels)
+    return np.asarray(functional.cross_entropy(logits, labels, reduction="none"))
+
+
 def defect(source: Source, context: Context) -> str | None:
     """Returns why the source's images cannot teach anything, `None` where they can."""
     labels = torch.arange(PROBE_SIZE) % len(source.class_names)
@@ -133,11 +190,14 @@ def defect(source: Source, context: Context) -> str | None:
     return None
 
 
-def best_of(scores: Sequence[Score], favourite: int, where: Path) -> int:
+def best_of(
+    scores: Sequence[Score], favourite: int, where: Path, leakage_limit: float | None = None
+) -> int:
     """Returns the position of the best score, the `favourite`'s if none is clearly better.
 
     Clearly: by more than a standard error of the favourite's merit; less is likelier noise of the
-    validation images than a better setting. Ties are broken by the lower loss.
+    validation images than a better setting. Ties are broken by the lower loss. Under a limit those
+    that leak more are left out; if all do, the one that leaks least is returned.
 
     Raises:
         RunError: No score is usable.
@@ -151,6 +211,13 @@ def best_of(scores: Sequence[Score], favourite: int, where: Path) -> int:
             next_step="train the generator longer (generator_training.images_seen) or with a "
             "smaller generator.learning_rate, then --redo generator",
         )
+    if leakage_limit is not None:
+        least = min(usable, key=lambda i: _leakage(scores[i]))
+        usable = [i for i in usable if _leakage(scores[i]) <= leakage_limit] or [least]
     best = max(usable, key=lambda i: (scores[i].merit, -(scores[i].loss or 0.0)))
     clear = scores[best].merit - scores[favourite].merit > scores[favourite].standard_error
-    return best if clear else favourite
+    return favourite if favourite in usable and not clear else best
+
+
+def _leakage(score: Score) -> float:
+    return math.inf if score.leakage is None else score.leakage

@@ -32,6 +32,9 @@ class TuningConfig(Config):
     generators and student have, those that are usually worth it, such as `latent_std`."""
     choices: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Values to try for a knob instead of its own."""
+    leakage_limit: float | None = Field(None, ge=0.5, le=1)
+    """Largest AUC of the loss attack, members against validation images, on the cheap student of a
+    candidate or setting that may be chosen; unset: leakage is not measured while choosing."""
 
 
 @dataclass(frozen=True)

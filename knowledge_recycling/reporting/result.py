@@ -128,7 +128,12 @@ class Scored(Part):
     """Accuracy of the same student on corrupted copies of the validation images."""
     auroc: Number = None
     loss: Number = None
+    leakage: Number = None
+    """AUC of the loss attack on the student, members against validation images; `None`: not
+    measured, since there is no `tuning.leakage_limit`."""
     chosen: bool = False
+    chosen_without_limit: bool = False
+    """Whether it would have been chosen without a limit on leakage."""
     failure: str | None = None
     """Why there is no score; `None`: there is one."""
 
@@ -172,6 +177,12 @@ class Selection(Part):
     gain_over_last_candidate_pp: Number = None
     gain_over_default_knobs_pp: Number = None
     seconds: Number = None
+    leakage_limit: Number = None
+    """Largest AUC of the loss attack that a choice was allowed."""
+    cost_of_limit_pp: Number = None
+    """What the limit has cost on the validation split, among candidates and trials."""
+    student_leakage: Number = None
+    """AUC of the loss attack on the final student, where there is a limit."""
 
 
 class Cost(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from knowledge_recycling.context import Context
-from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.classifiers import resnet
 from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher
@@ -21,6 +22,7 @@ from knowledge_recycling.recycling.scoring import (
     best_of,
     cheap,
     defect,
+    loss_attack,
     score,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
@@ -110,6 +112,46 @@ def test_all_failures_are_an_error_that_tells_them() -> None:
         best_of(scores, 0, Path("candidates"))
     assert caught.value.got == "NaN; flat"
     assert "--redo generator" in str(caught.value.next_step)
+
+
+def leaking(cas: float, leakage: float | None) -> Score:
+    return replace(scored(cas, cas), leakage=leakage)
+
+
+@pytest.mark.parametrize(
+    ("limit", "best"), [(None, 0), (0.7, 0), (0.60, 1), (0.59, 2), (0.52, 2), (0.5, 2)]
+)
+def test_under_a_leakage_limit_the_best_of_those_below_it_wins(
+    limit: float | None, best: int
+) -> None:
+    scores = [leaking(0.9, 0.65), leaking(0.8, 0.60), leaking(0.7, 0.52), leaking(0.99, None)]
+    if limit is None:
+        scores.pop()
+    assert best_of(scores, 0, Path("trials"), limit) == best
+
+
+def test_the_loss_attack_is_the_share_of_pairs_in_which_the_member_has_the_smaller_loss(
+    context: Context, make_set: Callable[..., ImageSet]
+) -> None:
+    members, holdout = make_set(30), make_set(11)
+    asked = members.subset(np.linspace(0, 29, 11).astype(int))
+
+    class Corner(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images[:, 0, 7, 7], images[:, 0, 0, 7]], dim=1)
+
+    teacher = Corner()
+
+    def losses(images: ImageSet) -> np.ndarray:
+        logits = teacher(to_unit(images.images)).double()
+        own = logits[torch.arange(len(images)), torch.from_numpy(images.labels)]
+        return (logits.logsumexp(dim=1) - own).numpy()
+
+    a, b = losses(asked)[:, None], losses(holdout)[None]
+    pairs = np.mean((a < b) + 0.5 * (a == b))
+    found = loss_attack(teacher, members, holdout, context)
+    assert found == pytest.approx(pairs)
+    assert loss_attack(teacher, holdout, holdout, context) == pytest.approx(0.5)
 
 
 def test_the_cheap_student_is_shorter_and_sees_one_smaller_set() -> None:
