@@ -115,7 +115,7 @@ def cost_of_limit(candidates: list[dict[str, Any]], trials: list[dict[str, Any]]
     """
     tables = (candidates, trials)
     lost = [gain(table, row) for table in tables for row in table if row["chosen_without_limit"]]
-    return -sum(each or 0.0 for each in lost)
+    return 0.0 - sum(each or 0.0 for each in lost)
 
 
 def gain(table: list[dict[str, Any]], baseline: dict[str, Any]) -> float | None:

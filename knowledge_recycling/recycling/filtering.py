@@ -19,8 +19,10 @@ from knowledge_recycling.config import Config
 Sampler = Callable[[Tensor, Tensor], Tensor]
 """Labels [M] and seeds [M] to images [M,C,H,W] in [-1, 1]."""
 
-RETRY_STRIDE = 2**40
-"""Distance between the seeds of an image's successive tries; sets are far smaller."""
+RETRY_STRIDE = 2_654_435_761
+"""Distance between the seeds of an image's successive tries. torch's generator on a processor sees
+the lower 32 bits of a seed only: there multiples of this one (2^32 over the golden ratio) keep far
+from each other, so that no other image's seeds are met."""
 
 
 class FilterConfig(Config):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from knowledge_recycling.models.latents import seeded_noise
 from knowledge_recycling.recycling.filtering import (
     RETRY_STRIDE,
     FilterConfig,
@@ -67,6 +68,20 @@ def test_only_the_rejected_are_tried_again_and_no_more_than_allowed(
     assert torch.equal(shown == LABELS, result.accepted), "accepted: recognised by the teacher"
     last = [min(needed, retries) for needed in TRIES]
     assert result.images[:, 0, 1, 1].tolist() == last
+
+
+def test_every_try_has_noise_of_its_own() -> None:
+    noise = []
+
+    def sample(labels: Tensor, seeds: Tensor) -> Tensor:
+        noise.extend(seeded_noise(seeds, (8,)))
+        return torch.zeros(len(labels), 1, 2, 2)  # class 0, whatever is asked
+
+    config, size = FilterConfig(retries=40), 50
+    sample_filtered(
+        sample, torch.ones(size, dtype=torch.int64), torch.arange(size), Teacher(), config
+    )
+    assert len({tuple(each.tolist()) for each in noise}) == size * (1 + config.retries)
 
 
 def test_nothing_is_tried_again_once_all_are_accepted() -> None:
