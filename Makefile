@@ -44,18 +44,18 @@ $(STAMP)run: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(STAMP)dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,release]'
+	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release]'
 	touch $@
 
 $(STAMP)slow: $(STAMP)dev
-	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,release,browser]'
+	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release,browser]'
 	touch $@
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt \
-		--editable '.[dev,dp,medmnist,table,hub,dicom,release]'
+		--editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release]'
 	touch $@
 
 clean:

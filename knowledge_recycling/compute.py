@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class ComputeConfig(Config):
     unset: one per core on a processor, 1 on a GPU."""
 
 
-def make_fabric(config: ComputeConfig) -> Fabric:
+def make_fabric(config: ComputeConfig, loggers: Sequence[Logger] = ()) -> Fabric:
     """Returns the fabric that every training loop and objective of a run uses.
 
     Raises:
@@ -52,7 +54,9 @@ def make_fabric(config: ComputeConfig) -> Fabric:
         precision = "bf16-mixed" if has_fast_bf16(on_gpu=on_gpu) else "32-true"
     # fabric says which precision it takes, on standard error, each time it is made
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    return Fabric(accelerator=config.accelerator, devices=1, precision=precision)
+    return Fabric(
+        accelerator=config.accelerator, devices=1, precision=precision, loggers=list(loggers)
+    )
 
 
 def has_fast_bf16(*, on_gpu: bool) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightning_fabric import Fabric
 
@@ -16,3 +18,14 @@ class Context:
     fabric: Fabric
     seed: int
     reporter: Reporter
+    folder: Path | None = None
+    """The run folder: fabric's loggers know a training by its place in it; `None`: they hear
+    nothing."""
+
+    def log(self, place: Path, record: Mapping[str, float]) -> None:
+        """Tells fabric's loggers a record of the training in the folder `place`."""
+        if self.folder is None or not self.fabric.loggers:
+            return
+        part = place.relative_to(self.folder).as_posix()
+        metrics = {f"{part}/{name}": value for name, value in record.items()}
+        self.fabric.log_dict(metrics, step=int(record["images_seen"]))

@@ -26,7 +26,8 @@ from knowledge_recycling.data.images import Splits
 from knowledge_recycling.data.inspection import inspect
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import RecipeError, RunError
-from knowledge_recycling.progress import Reporter, SilentReporter
+from knowledge_recycling.loggers import make_loggers
+from knowledge_recycling.progress import Noted, Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.recycling.distillation import check_choices
 from knowledge_recycling.recycling.tuning import chosen_space
@@ -114,6 +115,8 @@ STAGES = (
 leakage limit, choosing attacks members too; the teacher's digest stands for them."""
 
 DATA_STAGE = "data"
+LOG = "run.log"
+"""What the run has told, in words."""
 GIVEN = "given.json"
 """The recipe of a run folder as it was given, before settings were derived."""
 DEFAULT_SHADOWS = 16
@@ -261,16 +264,18 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     Raises:
         RunError: The folder was made with other images or data settings.
     """
-    fabric = make_fabric(recipe.compute)
+    fabric = make_fabric(recipe.compute, make_loggers(recipe.logging, out))
     digests = {name: part.digest() for name, part in vars(splits).items()}
     settings = flattened("data", recipe.data.model_dump(mode="json"))
     perform(out / DATA_STAGE, settings | flattened("digest", digests), partial(describe, splits))
     seen = read_json(out / DATA_STAGE / DATA)
+    reporter = Noted(reporter, out / LOG)
     for warning in seen["warnings"]:
         reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
-    prepared = Run(out, completed, splits, digests, Context(fabric, recipe.seed, reporter))
+    context = Context(fabric, recipe.seed, reporter, out)
+    prepared = Run(out, completed, splits, digests, context)
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
     write_sealed(out / GIVEN, recipe.model_dump(mode="json", exclude_unset=True))

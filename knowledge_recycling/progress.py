@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -89,6 +91,48 @@ class PlainReporter:
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Noted:
+    """Passes all on to another reporter and notes it in a file, each line with its time."""
+
+    def __init__(self, reporter: Reporter, file: Path) -> None:
+        self.reporter = reporter
+        self.file = file
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Notes when a task began and what was done when it ended."""
+        done = [0]
+        self._note(f"{label}: {total} images to do")
+        try:
+            with self.reporter.task(label, total) as advance:
+
+                def both(count: int) -> None:
+                    done[0] = count
+                    advance(count)
+
+                yield both
+        finally:
+            self._note(f"{label}: {done[0]} of {total} images done")
+
+    def stage(self, name: str) -> None:
+        """Notes the stage."""
+        self._note(name)
+        self.reporter.stage(name)
+
+    def warn(self, message: str) -> None:
+        """Notes the sentence."""
+        self._note(f"warning: {message}")
+        self.reporter.warn(message)
+
+    def _note(self, line: str) -> None:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        with (
+            suppress(OSError),
+            self.file.open("a", encoding="utf-8") as file,
+        ):  # it must not end work
+            file.write(f"{now} {printable(line)}\n")
 
 
 class RateColumn(ProgressColumn):

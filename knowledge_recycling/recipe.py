@@ -23,6 +23,7 @@ from knowledge_recycling.config import (
 )
 from knowledge_recycling.data.sources import SourceConfig
 from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.loggers import LoggingConfig
 from knowledge_recycling.privacy.audit import AuditConfig
 from knowledge_recycling.privacy.policy import ReleasePolicy
 from knowledge_recycling.recycling.distillation import KNOBS, StudentConfig
@@ -82,6 +83,7 @@ class Recipe(Config):
     audit: AuditConfig = AuditConfig()
     release: ReleasePolicy = ReleasePolicy()
     compute: ComputeConfig = ComputeConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -149,6 +149,7 @@ def train_one(run: Run, folder: Path) -> None:
             SaveCandidates(folder),
             folder=folder,
             advance=advance,
+            log=partial(context.log, folder),
         )
 
 

@@ -32,7 +32,7 @@ LAYERS = (
     ("evaluation",),
     ("models",),
     ("context",),
-    ("data",),
+    ("data", "loggers"),
     ("fanout",),
     ("compute",),
     ("config",),

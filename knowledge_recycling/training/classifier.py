@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -359,7 +360,15 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
     early = None if fit.early is None else fit.early * config.images_seen
     snapshot = KeepBest(fit.val, fabric, folder, early)
     with context.reporter.task(fit.name, config.images_seen) as advance:
-        records = train(objective, fit.batches, plan, snapshot, folder=folder, advance=advance)
+        records = train(
+            objective,
+            fit.batches,
+            plan,
+            snapshot,
+            folder=folder,
+            advance=advance,
+            log=partial(context.log, folder),
+        )
     if not any(map(is_usable, records)):
         raise DivergedError(
             f"the training of the {fit.name} diverged",

@@ -94,11 +94,12 @@ def train(
     *,
     folder: Path,
     advance: Advance,
+    log: Callable[[Record], None] = lambda _: None,
 ) -> list[Record]:
     """Trains `objective` in `folder`, from the state saved there if any; returns the records.
 
     At each snapshot a record joins `metrics.jsonl`: images seen, mean losses since the snapshot
-    before, images per second, and the snapshot's own measures.
+    before, images per second, and the snapshot's own measures. `log` is told it as well.
 
     Raises:
         Interrupted: A signal asked to stop; the state has been saved.
@@ -114,6 +115,7 @@ def train(
             state.records.append(record | mean_losses(state) | measures)
             state.losses, state.num_summed = {}, 0
             write_records(folder, state.records)
+            log(state.records[-1])
             rate = Rate(images_seen)
             if plan.out_of_patience(state.records):
                 break
