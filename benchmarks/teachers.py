@@ -1,0 +1,117 @@
+"""Settings of the teacher compared by cross-validation: the test split is not looked at.
+
+    python -m benchmarks.teachers recipes/retinamnist.toml --folds 3 --out runs/teachers \
+        --variant "long: teacher.training.images_seen=150000" \
+        --variant "wide: teacher.classifier.width=32"
+
+Training and validation images are pooled and cut into folds, stratified. For each fold a teacher
+is trained on the rest, an eighth of which chooses its snapshot, and measured on the fold. A
+variant's gain is paired with the defaults fold by fold; its interval is Student's t over folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from knowledge_recycling import Recipe, pipeline, stages
+from knowledge_recycling.artefacts import load_teacher
+from knowledge_recycling.data.images import ImageSet, Splits
+from knowledge_recycling.data.splits import load_splits
+from knowledge_recycling.evaluation.utility import measure_utility
+from knowledge_recycling.progress import SilentReporter
+from knowledge_recycling.rundir import perform
+from knowledge_recycling.study.table import over_seeds
+
+Measures = dict[str, float]
+
+
+class Quiet(SilentReporter):
+    """Leaves the set's warnings unsaid: folds are no splits of the user's."""
+
+    def warn(self, message: str) -> None:
+        """Ignores the sentence."""
+
+
+def folds_of(splits: Splits, folds: int, seed: int) -> Iterator[Splits]:
+    """Yields splits of the pooled training and validation images, `test` being the fold."""
+    train, val = splits.train, splits.val
+    pool = ImageSet(
+        np.concatenate([train.images, val.images]),
+        np.concatenate([train.labels, val.labels]),
+        train.class_names,
+    )
+    cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for rest, fold in cut.split(pool.labels, pool.labels):
+        learnt, chosen_by = train_test_split(
+            rest, test_size=1 / 8, stratify=pool.labels[rest], random_state=seed
+        )
+        yield Splits(*(pool.subset(rows) for rows in (learnt, chosen_by, fold)))
+
+
+def measure(recipe: Recipe, splits: Splits, out: Path) -> Measures:
+    """Returns what a teacher reaches on the fold, in percent, trained if it is not."""
+    run = pipeline.prepare(recipe, splits, out, Quiet())
+    perform(out / "teacher", {"teacher": "of a fold"}, partial(stages.train_teacher, run))
+    chances = stages.probabilities(run, load_teacher(run), splits.test)
+    utility = measure_utility(chances, splits.test.labels, np.random.default_rng(0), 100)
+    return {
+        "accuracy": 100 * float(utility.accuracy.value or 0),
+        "AUROC": 100 * float(utility.auroc.value or 0),
+    }
+
+
+def compared(rows: dict[str, list[Measures]]) -> Iterator[str]:
+    """Yields the lines of a table: means over folds, and gains over the defaults with intervals."""
+    yield "| variant | accuracy | AUROC | gain in accuracy | gain in AUROC |"
+    yield "|---" * 5 + "|"
+    (base, *_) = rows.values()
+    for name, found in rows.items():
+        cells = [f"{np.mean([each[key] for each in found]):.2f}" for key in ("accuracy", "AUROC")]
+        for key in ("accuracy", "AUROC"):
+            gains = over_seeds([a[key] - b[key] for a, b in zip(found, base, strict=True)])
+            half = (gains.high or np.nan) - (gains.mean or 0.0)
+            cells.append(f"{gains.mean:+.2f} +- {half:.2f}" if found is not base else "")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def settings_of(variant: str) -> tuple[str, Sequence[str]]:
+    """Returns the name of a variant and its settings.
+
+    >>> settings_of("long and wide: a.b=1; c.d=2")
+    ('long and wide', ['a.b=1', 'c.d=2'])
+    """
+    name, _, settings = variant.partition(":")
+    return name.strip(), [each.strip() for each in settings.split(";") if each.strip()]
+
+
+def main() -> None:
+    """Trains, prints the table in Markdown and writes all figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("runs/teachers"))
+    given = parser.parse_args()
+    base = Recipe.load(given.recipe, given.set)
+    cut = list(folds_of(load_splits(base.data), given.folds, base.seed))
+    rows: dict[str, list[Measures]] = {}
+    for variant in ("defaults", *given.variant):
+        name, settings = settings_of(variant)
+        recipe = Recipe.load(given.recipe, [*given.set, *settings])
+        place = given.out / given.recipe.stem / name.replace(" ", "-")
+        rows[name] = [measure(recipe, splits, place / f"fold-{i}") for i, splits in enumerate(cut)]
+        print(name, rows[name], flush=True)
+    print("\n".join(compared(rows)))
+    (given.out / f"{given.recipe.stem}.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
