@@ -1,0 +1,239 @@
+"""How near to the machine's limit is each part of a run?
+
+    python -m benchmarks.limit recipes/pneumoniamnist.toml --out runs/limit.json
+
+The limit is the best rate of convolutions (3x3, channels-last, several widths and sizes) and of
+matrix products, measured here in the same run, forward only, in fp32 and bf16. Each part then works
+as in a run with the recipe's derived settings: floating-point operations per image are counted by
+torch (2 per multiplication and addition), seconds are medians over rounds in which all parts take
+turns. The share is the achieved rate over the best convolution rate in the precision of the run.
+Runs on a GPU unchanged; there it waits for the device before it reads the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from knowledge_recycling import Recipe, pipeline
+from knowledge_recycling.artefacts import Run, new_classifier
+from knowledge_recycling.compute import place
+from knowledge_recycling.data.splits import load_splits
+from knowledge_recycling.models.build import build_generator, build_objective, frozen
+from knowledge_recycling.progress import SilentReporter
+from knowledge_recycling.randomness import rng
+from knowledge_recycling.recycling.distillation import Teacher, soft_targets
+from knowledge_recycling.training.batches import Shuffled
+from knowledge_recycling.training.classifier import ClassifierObjective, hard_targets
+
+CONVOLUTIONS = ((32, 28), (64, 28), (128, 14), (256, 14), (256, 7))
+"""Channels and side of the images of batches of 64."""
+MATRICES = (512, 1024, 2048)
+KINDS = ("flow", "biggan", "r3gan")
+SAMPLED = 256
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work of a run."""
+
+    name: str
+    images: int
+    """Of one call."""
+    call: Callable[[], object]
+
+
+def waited(fabric: Fabric) -> float:
+    """Returns the time when all that was asked of the device is done."""
+    if fabric.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(call: Callable[[], object], fabric: Fabric, least: float = 0.2) -> float:
+    """Returns the seconds of a call, the mean over as many as fill `least` seconds."""
+    calls, start = 0, waited(fabric)
+    while (spent := waited(fabric) - start) < least or calls == 0:
+        call()
+        calls += 1
+    return spent / calls
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up the floating-point operations by torch's own formulas.
+
+    torch's `FlopCounterMode` follows modules too, which fails where gradients are penalised.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and counts it."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Returns the floating-point operations of a call, 2 per multiplication and addition."""
+    with FlopCounter() as counter:
+        call()
+    return counter.flops
+
+
+def limits(fabric: Fabric) -> dict[str, float]:
+    """Returns the best rates in FLOP/s by kind of work and precision."""
+    best: dict[str, float] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for kind, calls in (("convolution", convolutions), ("matrix", matrices)):
+            rates = [
+                flops_of(call) / min(seconds_of(call, fabric) for _ in range(3))
+                for call in calls(dtype, fabric)
+            ]
+            best[f"{kind}, {name}"] = max(rates)
+    return best
+
+
+def convolutions(dtype: torch.dtype, fabric: Fabric) -> Iterator[Callable[[], Tensor]]:
+    """Yields the convolutions that stand for the limit."""
+    for channels, side in CONVOLUTIONS:
+        kernel = place(nn.Conv2d(channels, channels, 3, padding=1, bias=False), fabric).to(dtype)
+        images = torch.randn(64, channels, side, side, dtype=dtype, device=fabric.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        kernel.requires_grad_(requires_grad=False)
+        yield lambda kernel=kernel, images=images: kernel(images)
+
+
+def matrices(dtype: torch.dtype, fabric: Fabric) -> Iterator[Callable[[], Tensor]]:
+    """Yields the matrix products."""
+    for size in MATRICES:
+        a = torch.randn(size, size, dtype=dtype, device=fabric.device)
+        yield lambda a=a: a @ a
+
+
+def parts_of(run: Run) -> Iterator[Part]:
+    """Yields the pieces of work of a run, with the recipe's derived settings."""
+    fabric, members, recipe = run.context.fabric, run.members, run.recipe
+    training = recipe.teacher.training
+    teacher = Teacher(new_classifier(run, "teacher"), 1.0)
+    batches = Shuffled(members, training.batch_size, seed=0, name="t", device=fabric.device)
+    plain = ClassifierObjective(
+        new_classifier(run, "teacher"),
+        training,
+        hard_targets(members.num_classes),
+        num_steps=10**6,
+        fabric=fabric,
+    )
+    gkd = ClassifierObjective(
+        new_classifier(run, "student"),
+        recipe.student.training,
+        soft_targets(teacher, recipe.student, torch.zeros(members.num_classes)),
+        num_steps=10**6,
+        fabric=fabric,
+    )
+    images, labels = batches(0)
+
+    def label() -> Tensor:
+        with torch.no_grad(), fabric.autocast():
+            return teacher(images)
+
+    yield Part("teacher training", len(labels), trained(plain, batches))
+    yield Part("teacher labelling", len(labels), label)
+    yield Part("student training with labelling (GKD)", len(labels), trained(gkd, batches))
+    for kind in KINDS:
+        yield from generator_parts(run, kind)
+
+
+def generator_parts(run: Run, kind: str) -> Iterator[Part]:
+    """Yields training and sampling of one kind of generator."""
+    fabric, members = run.context.fabric, run.members
+    config = Recipe.from_dict(
+        run.recipe.model_dump(exclude_unset=True) | {"generator": {"kind": kind}}
+    ).completed(pipeline.facts(run.splits, (), on_gpu=fabric.device.type != "cpu"))
+    generator = build_generator(
+        config.generator, members.shape, members.num_classes, fabric=fabric, seed=0, name="g"
+    )
+    objective = build_objective(generator, config.generator, fabric=fabric, seed=0, name="g")
+    size = config.generator_training.batch_size
+    batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
+    yield Part(f"{kind} training", size, trained(objective, batches))
+    drawing = frozen(objective.averaged())
+    labels = torch.arange(SAMPLED, device=fabric.device) % members.num_classes
+
+    def sample() -> Tensor:
+        with torch.no_grad(), fabric.autocast():
+            return drawing.sample(labels, torch.arange(SAMPLED), {})
+
+    yield Part(f"{kind} sampling", SAMPLED, sample)
+
+
+def trained(objective: object, batches: Shuffled) -> Callable[[], object]:
+    """Returns the call that takes the next step of a training."""
+    steps = count()
+
+    def step() -> object:
+        number = next(steps)
+        return objective.step(*batches(number), rng(0, "limit", number))  # type: ignore[attr-defined]
+
+    return step
+
+
+def main() -> None:
+    """Measures, prints the tables in Markdown and writes them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("runs/limit.json"))
+    given = parser.parse_args()
+    recipe = Recipe.load(given.recipe, given.set)
+    with TemporaryDirectory() as folder:
+        splits = load_splits(recipe.data)
+        run = pipeline.prepare(recipe, splits, Path(folder), SilentReporter())
+        fabric = run.context.fabric
+        best = limits(fabric)
+        precision = "bf16" if "bf16" in fabric._precision.precision else "fp32"
+        limit = best[f"convolution, {precision}"]
+        parts = list(parts_of(run))
+        flops = {each.name: flops_of(each.call) / each.images for each in parts}
+        seconds: dict[str, list[float]] = {each.name: [] for each in parts}
+        for _ in range(given.rounds):
+            for each in parts:
+                seconds[each.name].append(seconds_of(each.call, fabric) / each.images)
+    print(f"{torch.get_num_threads()} threads, {fabric.device.type}, {precision}\n")
+    print("| limit | GFLOP/s |\n|---|---|")
+    for name, rate in best.items():
+        print(f"| {name} | {rate / 1e9:.0f} |")
+    print("\n| part | MFLOP per image | images/s | GFLOP/s | share |\n|---|---|---|---|---|")
+    table = {}
+    for name, work in flops.items():
+        taken = statistics.median(seconds[name])
+        table[name] = {"flops": work, "images_per_second": 1 / taken, "share": work / taken / limit}
+        print(
+            f"| {name} | {work / 1e6:.1f} | {1 / taken:.0f} | {work / taken / 1e9:.0f} | "
+            f"{work / taken / limit:.0%} |"
+        )
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"limits": best, "parts": table}, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
