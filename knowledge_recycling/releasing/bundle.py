@@ -34,7 +34,7 @@ from knowledge_recycling.releasing.dataset import Copies, without_copies, write_
 from knowledge_recycling.releasing.gate import violations
 from knowledge_recycling.releasing.manifest import verify, write_manifest
 from knowledge_recycling.releasing.student import write_student
-from knowledge_recycling.reporting.result import Result
+from knowledge_recycling.reporting.result import Result, read_result
 from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.storage import write_json, write_text
 
@@ -69,8 +69,10 @@ def release(run: Run, result: Result, out: Path, order: Order) -> int:
         order: What is asked for.
 
     Raises:
-        RunError: The policy refuses the release, the folder exists, or it cannot be written.
+        RunError: The run's recipe is not that of its result, the policy refuses the release, the
+            folder exists, or it cannot be written.
     """
+    check_same_settings(run.folder, result)
     refused = violations(result, run.recipe.release, with_generator=order.with_generator)
     if refused and not (order.override or "").strip():
         raise RunError(
@@ -87,6 +89,27 @@ def release(run: Run, result: Result, out: Path, order: Order) -> int:
         fill(run, beside, order, shareable(named), refused)
         write_manifest(beside)
         return verify(beside)
+
+
+def check_same_settings(folder: Path, result: Result) -> None:
+    """Checks that `result` is of the recipe that the run's own result was written for.
+
+    A folder's recipe exchanged for that of another run may differ in what no stage depends on, such
+    as the release policy.
+
+    Raises:
+        RunError: It is not, or the run's own result is damaged.
+    """
+    known, present = read_result(folder).changed_settings, result.changed_settings
+    for key in sorted(known.keys() | present.keys()):
+        if known.get(key) != present.get(key):
+            raise RunError(
+                f"the recipe in the folder has another '{key}' than the run's result",
+                where=folder,
+                expected=known.get(key),
+                got=present.get(key),
+                next_step="write both again with the right recipe: kr run RECIPE --out RUN",
+            )
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from knowledge_recycling.releasing import bundle as bundles
 from knowledge_recycling.releasing.bundle import Order
 from knowledge_recycling.releasing.dataset import without_copies
 from knowledge_recycling.releasing.manifest import MANIFEST, verify
-from knowledge_recycling.storage import read_sealed
+from knowledge_recycling.storage import read_sealed, write_sealed
 
 KR = f"{sys.executable} -m knowledge_recycling.cli"
 ALLOWED = {
@@ -265,8 +265,20 @@ def test_figures_that_were_edited_do_not_pass_the_gate(run: Path, tmp_path: Path
     values = json.loads((edited / "result.json").read_text())
     values["audit"] = {"mode": "pipeline", "shadows": 16, "images": 9, "primary_attack": "lira"}
     (edited / "result.json").write_text(json.dumps(values))
-    with pytest.raises(RunError, match="refuses"):
+    with pytest.raises(RunError, match=r"result\.json"):
         pipeline.release(edited, tmp_path / "bundle")
+
+
+def test_a_recipe_of_another_policy_is_not_taken_for_the_runs(run: Path, tmp_path: Path) -> None:
+    edited = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = read_sealed(run / "given.json")
+    write_sealed(
+        edited / "given.json", recipe | {"release": {"audit": "none", "min_accuracy": 0.01}}
+    )
+    with pytest.raises(RunError, match=r"another 'release\.") as caught:
+        pipeline.release(edited, tmp_path / "bundle")
+    assert "kr run" in str(caught.value.next_step)
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.slow
