@@ -16,3 +16,5 @@ class Context:
     fabric: Fabric
     seed: int
     reporter: Reporter
+    devices: int = 1
+    """Processes that a training may be given to."""

@@ -43,6 +43,7 @@ from knowledge_recycling.rundir import (
 )
 from knowledge_recycling.storage import read_json, read_sealed, write_json, write_sealed
 from knowledge_recycling.summary import RESULT, summarise
+from knowledge_recycling.together import check_shares, together
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,13 @@ class Stage:
 
 
 STAGES = (
-    Stage("teacher", stages.train_teacher, ("teacher",), (), ("train", "val")),
+    Stage(
+        "teacher",
+        partial(together, stages.train_teacher),
+        ("teacher",),
+        (),
+        ("train", "val"),
+    ),
     Stage(
         "generator",
         stages.train_generator,
@@ -87,7 +94,7 @@ STAGES = (
     ),
     Stage(
         "student",
-        stages.distil_student,
+        partial(together, stages.distil_student),
         ("student",),
         ("teacher", "generator", "candidates", "tuning"),
         ("val",),
@@ -267,7 +274,8 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
         reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
-    prepared = Run(out, completed, splits, digests, Context(fabric, recipe.seed, reporter))
+    context = Context(fabric, recipe.seed, reporter, recipe.compute.devices)
+    prepared = Run(out, completed, splits, digests, context)
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
     write_sealed(out / GIVEN, recipe.model_dump(mode="json", exclude_unset=True))
@@ -278,7 +286,8 @@ def check_before_training(run: Run) -> None:
     """Finds now what would otherwise stop the run after hours of training.
 
     Raises:
-        RecipeError: A network cannot be built, a knob is unknown, or a batch exceeds the set.
+        RecipeError: A network cannot be built, a knob is unknown, or a batch exceeds the set or
+            cannot be shared equally.
     """
     new_classifier(run, "teacher")
     new_classifier(run, "student")
@@ -291,6 +300,9 @@ def check_before_training(run: Run) -> None:
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
         "generator_training.batch_size": run.recipe.generator_training.batch_size,
     }
+    student = run.recipe.student
+    drawn = min(student.training.batch_size, student.num_images(len(run.members)))
+    check_shares(run.context.devices, sizes | {"student.training.batch_size": drawn})
     for key, size in sizes.items():
         if size > len(run.members):
             raise RecipeError(
