@@ -14,16 +14,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from benchmarks.kills import compared
 from knowledge_recycling.compute import ComputeConfig, make_fabric
-from knowledge_recycling.errors import RecipeError
-from knowledge_recycling.together import check_shares
+from knowledge_recycling.errors import DataError, RecipeError
+from knowledge_recycling.progress import SilentReporter
+from knowledge_recycling.recipe import Recipe
+from knowledge_recycling.stages import train_teacher
+from knowledge_recycling.together import Errand, check_shares
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1800
 """Seconds until a command counts as hanging."""
 RECIPE = """
+compute = {accelerator = "cpu", precision = "32-true", threads = 1}
+evaluation = {resamples = 100, quality_images = 60, grid_images = 2}
+
 [data]
 kind = "digits"
 
@@ -44,16 +51,6 @@ trials = 1
 
 [student]
 training = {images_seen = 960, batch_size = 32, snapshots = 2}
-
-[evaluation]
-resamples = 100
-quality_images = 60
-grid_images = 2
-
-[compute]
-accelerator = "cpu"
-precision = "32-true"
-threads = 1
 """
 
 
@@ -71,6 +68,14 @@ def test_more_processes_than_gpus_are_refused_in_words(monkeypatch: pytest.Monke
     with pytest.raises(RecipeError, match="fewer GPUs") as caught:
         make_fabric(ComputeConfig(devices=4))
     assert caught.value.expected == "at most 2"
+
+
+def test_images_that_changed_under_way_are_refused(tmp_path: Path, fabric: Fabric) -> None:
+    recipe = Recipe.from_dict({"data": {"kind": "digits"}})
+    before = {"train": "of other images", "val": "", "test": ""}
+    errand = Errand(train_teacher, tmp_path, tmp_path, recipe, before, 0, None)
+    with pytest.raises(DataError, match="changed while the run was at work"):
+        errand(fabric, SilentReporter())
 
 
 class Command:
