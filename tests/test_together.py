@@ -118,16 +118,21 @@ class Command:
         raise TimeoutError("no processes that train")
 
 
+def fields(process: int) -> list[str]:
+    """State, parent and more as the system tells them."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return ["Z", "0"]
+
+
+def is_alive(process: int) -> bool:
+    return fields(process)[0] != "Z"
+
+
 def children(parent: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[1]) == parent and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
+    everyone = sorted(int(each.name) for each in Path("/proc").glob("[0-9]*"))
+    return [each for each in everyone if is_alive(each) and fields(each)[1] == str(parent)]
 
 
 @pytest.mark.slow
@@ -164,7 +169,7 @@ def test_a_run_of_two_processes_survives_signals_and_the_loss_of_one(tmp_path: P
     killed.process.kill()
     killed.process.wait(LIMIT)
     end = time.monotonic() + LIMIT
-    while any(Path(f"/proc/{each}").exists() for each in members):
+    while any(map(is_alive, members)):
         assert time.monotonic() < end
         time.sleep(0.05)
 
