@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from knowledge_recycling import ranks
 from knowledge_recycling.config import Config
 from knowledge_recycling.errors import RecipeError
 
@@ -26,17 +26,23 @@ class ComputeConfig(Config):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
     threads: PositiveInt | None = None
-    """CPU threads of torch; unset: as torch chooses, one per core."""
+    """CPU threads of torch, in each process; unset: as torch chooses, one per core; with several
+    `devices` the cores are shared."""
+    devices: PositiveInt = 1
+    """Processes that train one model together, on a GPU each: teacher, each generator and student.
+    Each batch is shared among them; docs/cluster.md."""
     workers: PositiveInt | None = None
     """Shadows of an audit made at the same time, each by a process with its share of the threads;
     unset: one per core on a processor, 1 on a GPU."""
 
 
-def make_fabric(config: ComputeConfig, loggers: Sequence[Logger] = ()) -> Fabric:
+def make_fabric(config: ComputeConfig, *, devices: int = 1) -> Fabric:
     """Returns the fabric that every training loop and objective of a run uses.
 
+    With several `devices` it is that of one of as many processes that have joined (`ranks.join`).
+
     Raises:
-        RecipeError: A GPU is asked for and there is none.
+        RecipeError: A GPU is asked for and there is none, or there are too few.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -49,14 +55,30 @@ def make_fabric(config: ComputeConfig, loggers: Sequence[Logger] = ()) -> Fabric
             next_step='leave the key out, or set it to "auto" or "cpu"',
         )
     on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    if on_gpu and config.devices > torch.cuda.device_count():
+        raise RecipeError(
+            "there are fewer GPUs than processes to train one model",
+            where="compute.devices",
+            expected=f"at most {torch.cuda.device_count()}",
+            got=config.devices,
+            next_step="set it lower",
+        )
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_fast_bf16(on_gpu=on_gpu) else "32-true"
     # fabric says which precision it takes, on standard error, each time it is made
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    return Fabric(
-        accelerator=config.accelerator, devices=1, precision=precision, loggers=list(loggers)
+    if devices == 1:
+        return Fabric(accelerator=config.accelerator, devices=1, precision=precision)
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=devices,
+        strategy="ddp",
+        precision=precision,
+        plugins=[LightningEnvironment()],  # and not what a cluster's variables suggest
     )
+    fabric.launch()
+    return fabric
 
 
 def has_fast_bf16(*, on_gpu: bool) -> bool:
@@ -75,10 +97,14 @@ def place(module: ModuleT, fabric: Fabric) -> ModuleT:
 def descend(
     loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float | None = None
 ) -> None:
-    """Takes one optimiser step down the gradient of `loss`, its norm clipped to `max_norm`."""
+    """Takes one optimiser step down the gradient of `loss`, its norm clipped to `max_norm`.
+
+    Of several processes that train together, each has the loss of its rows.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    ranks.average_gradients(parameters)
     if max_norm is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()

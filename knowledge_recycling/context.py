@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 
 from knowledge_recycling.progress import Reporter
 
@@ -18,14 +19,17 @@ class Context:
     fabric: Fabric
     seed: int
     reporter: Reporter
+    devices: int = 1
+    """Processes that a training may be given to."""
     folder: Path | None = None
-    """The run folder: fabric's loggers know a training by its place in it; `None`: they hear
-    nothing."""
+    """The run folder: loggers know a training by its place in it."""
+    loggers: Sequence[Logger] = ()
 
     def log(self, place: Path, record: Mapping[str, float]) -> None:
-        """Tells fabric's loggers a record of the training in the folder `place`."""
-        if self.folder is None or not self.fabric.loggers:
+        """Tells the loggers a record of the training in the folder `place`."""
+        if self.folder is None or not self.loggers:
             return
         part = place.relative_to(self.folder).as_posix()
         metrics = {f"{part}/{name}": value for name, value in record.items()}
-        self.fabric.log_dict(metrics, step=int(record["images_seen"]))
+        for logger in self.loggers:
+            logger.log_metrics(metrics, int(record["images_seen"]))

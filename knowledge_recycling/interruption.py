@@ -33,6 +33,11 @@ def answered_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def request() -> None:
+    """Asks the run to stop, as a signal would."""
+    _requested.set()
+
+
 def requested() -> bool:
     """Returns whether the run has been asked to stop."""
     return _requested.is_set()

@@ -46,6 +46,7 @@ from knowledge_recycling.rundir import (
 )
 from knowledge_recycling.storage import read_json, read_sealed, write_json, write_sealed
 from knowledge_recycling.summary import RESULT, summarise
+from knowledge_recycling.together import check_shares, together
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class Stage:
 
 
 STAGES = (
-    Stage("teacher", stages.train_teacher, ("teacher",), (), ("train", "val")),
+    Stage(
+        "teacher",
+        partial(together, stages.train_teacher),
+        ("teacher",),
+        (),
+        ("train", "val"),
+    ),
     Stage(
         "generator",
         stages.train_generator,
@@ -90,7 +97,7 @@ STAGES = (
     ),
     Stage(
         "student",
-        stages.distil_student,
+        partial(together, stages.distil_student),
         ("student", "tuning.leakage_limit"),
         ("teacher", "generator", "candidates", "tuning"),
         ("val",),
@@ -264,7 +271,7 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     Raises:
         RunError: The folder was made with other images or data settings.
     """
-    fabric = make_fabric(recipe.compute, make_loggers(recipe.logging, out))
+    fabric = make_fabric(recipe.compute)
     digests = {name: part.digest() for name, part in vars(splits).items()}
     settings = flattened("data", recipe.data.model_dump(mode="json"))
     perform(out / DATA_STAGE, settings | flattened("digest", digests), partial(describe, splits))
@@ -274,7 +281,8 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
         reporter.warn(warning)
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
-    context = Context(fabric, recipe.seed, reporter, out)
+    loggers = make_loggers(recipe.logging, out)
+    context = Context(fabric, recipe.seed, reporter, recipe.compute.devices, out, loggers)
     prepared = Run(out, completed, splits, digests, context)
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))
@@ -286,7 +294,8 @@ def check_before_training(run: Run) -> None:
     """Finds now what would otherwise stop the run after hours of training.
 
     Raises:
-        RecipeError: A network cannot be built, a knob is unknown, or a batch exceeds the set.
+        RecipeError: A network cannot be built, a knob is unknown, or a batch exceeds the set or
+            cannot be shared equally.
     """
     new_classifier(run, "teacher")
     new_classifier(run, "student")
@@ -300,6 +309,9 @@ def check_before_training(run: Run) -> None:
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
         "generator_training.batch_size": run.recipe.generator_training.batch_size,
     }
+    student = run.recipe.student
+    drawn = min(student.training.batch_size, student.num_images(len(run.members)))
+    check_shares(run.context.devices, sizes | {"student.training.batch_size": drawn})
     for key, size in sizes.items():
         if size > len(run.members):
             raise RecipeError(

@@ -58,6 +58,7 @@ from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_
 from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
 from knowledge_recycling.rundir import SCRATCH, flattened, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
+from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
 from knowledge_recycling.training.classifier import (
     WEIGHTS,
@@ -115,7 +116,7 @@ def for_each_generator(run: Run, folder: Path, work: Callable[[Run, Path], None]
 
 def train_generator(run: Run, folder: Path) -> None:
     """Trains each generator and saves its candidates along the way."""
-    for_each_generator(run, folder, train_one)
+    for_each_generator(run, folder, partial(together, train_one))
 
 
 def train_one(run: Run, folder: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from knowledge_recycling import ranks
 from knowledge_recycling.errors import RunError
 
 UNFINISHED = ".part"
@@ -30,9 +31,14 @@ UNFINISHED = ".part"
 def written_beside(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to; it takes the name `path` only when all went well.
 
+    Of several processes that train together only the first leaves a file.
+
     Raises:
         RunError: The folder cannot be written or the disk is full; an older file is untouched.
     """
+    if not ranks.is_first():
+        yield Path(os.devnull)
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

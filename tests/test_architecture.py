@@ -23,6 +23,7 @@ LAYERS = (
     ("auditing",),
     ("shadows",),
     ("stages",),
+    ("together",),
     ("artefacts",),
     ("reporting",),
     ("recipe",),
@@ -33,13 +34,14 @@ LAYERS = (
     ("models",),
     ("context",),
     ("data", "loggers"),
+    ("launch",),
     ("fanout",),
     ("compute",),
     ("config",),
     ("rundir",),
     ("storage",),
     ("extras",),
-    ("progress", "interruption", "randomness"),
+    ("progress", "interruption", "randomness", "ranks"),
     ("errors",),
 )
 """A module may import from its own package and from the layers below; names of a line are apart."""

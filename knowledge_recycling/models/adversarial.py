@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import Facts
 from knowledge_recycling.models.averaging import power_average
@@ -58,10 +59,13 @@ class LatentGenerator(nn.Module):
         return images.float().clamp(-1.0, 1.0)
 
     def draw(self, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Returns images [N,C,H,W] of the classes `labels` [N] to train with."""
+        """Returns images [N,C,H,W] of the classes `labels` [N] to train with.
+
+        Of several processes that train together, each makes its rows; the others' are zero.
+        """
         latent = torch.randn(len(labels), self.latent_size, generator=rng).to(labels.device)
-        images: Tensor = self(latent, labels)
-        return images
+        images: Tensor = self(*ranks.shard(latent, labels))
+        return ranks.spread(images)
 
 
 def derived_augmentations(facts: Facts) -> dict[str, Any]:

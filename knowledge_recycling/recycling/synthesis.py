@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from knowledge_recycling import interruption
+from knowledge_recycling import interruption, ranks
 from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet, to_bytes
@@ -146,6 +146,7 @@ def draw_set(
             file.write(chunk.tobytes())
     with written_beside(labels_path(path)) as beside, beside.open("wb") as file:
         np.save(file, labels, allow_pickle=False)
+    ranks.barrier()  # who did not write will read
 
 
 def open_set(path: Path, class_names: tuple[str, ...]) -> ImageSet:
@@ -175,16 +176,19 @@ def _chunks(
         each.generator.eval()
     accepted = np.zeros(len(labels), dtype=bool)
     with context.reporter.task("sampling", len(labels)) as advance:
-        for start in range(0, len(labels), CHUNK):
+        together = CHUNK * ranks.count()  # each of several processes samples its share
+        for start in range(0, len(labels), together):
             interruption.check()
             began = time.monotonic()
-            part = torch.from_numpy(labels[start : start + CHUNK]).to(context.fabric.device)
-            seeds = torch.arange(len(part)) + (first_seed + start)
-            drawn = _draw_shared(source, part, seeds, owners[start : start + CHUNK], context)
-            accepted[start : start + CHUNK] = drawn.accepted.cpu().numpy()
-            yield to_bytes(drawn.images).cpu().numpy()
+            size = min(together, len(labels) - start)
+            rows = ranks.own_rows(size) + start
+            part = torch.from_numpy(labels)[rows].to(context.fabric.device)
+            drawn = _draw_shared(source, part, rows + first_seed, owners[rows.numpy()], context)
+            taken = ranks.gathered(drawn.accepted.cpu(), size).numpy()
+            accepted[start : start + size] = taken
+            yield ranks.gathered(to_bytes(drawn.images).cpu(), size).numpy()
             source.tally.seconds += time.monotonic() - began
-            advance(start + len(part))
+            advance(start + size)
     source.tally.sampled += len(labels)
     source.tally.unfiltered += int((~accepted).sum())
     _check_accepted(source, labels, accepted)
@@ -286,6 +290,6 @@ class RegeneratingStream:
         path = self.folder / f"round-{number:04d}.npy"
         if not labels_path(path).exists():
             for outdated in self.folder.glob("round-*"):
-                outdated.unlink()
+                outdated.unlink(missing_ok=True)  # another process may be faster
             draw_set(self.source, self.size, path, (self.name, "round", number), self.context)
         return path

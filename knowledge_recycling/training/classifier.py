@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
+from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.context import Context
@@ -133,7 +134,7 @@ class ClassifierObjective:
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes one step on images [N,C,H,W] in [-1, 1] and labels [N]; returns its loss."""
         self.classifier.train()
-        images = augment(images, self.config.augment, rng)
+        images, labels = ranks.shard(augment(images, self.config.augment, rng), labels)
         with self.fabric.autocast():
             targets = self.targets(images, labels)
             logits = self.classifier(images)

@@ -10,13 +10,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from knowledge_recycling import interruption
+from knowledge_recycling import interruption, ranks
 from knowledge_recycling.progress import Advance
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.rundir import SCRATCH
@@ -111,7 +112,7 @@ def train(
         if state.num_summed and state.step in plan.snapshot_steps:
             images_seen = state.step * plan.batch_size
             record = {"images_seen": images_seen, "images_per_second": rate.since(images_seen)}
-            measures = snapshot(objective.averaged(), images_seen, state.records)
+            measures = ranks.told(partial(look, objective, snapshot, images_seen, state.records))
             state.records.append(record | mean_losses(state) | measures)
             state.losses, state.num_summed = {}, 0
             write_records(folder, state.records)
@@ -141,6 +142,13 @@ def train(
     return state.records
 
 
+def look(
+    objective: Objective, snapshot: Snapshot, images_seen: int, earlier: Sequence[Record]
+) -> Record:
+    """Returns the measures of a snapshot of the averaged model."""
+    return snapshot(objective.averaged(), images_seen, earlier)
+
+
 class Rate:
     """Images per second since it was made."""
 
@@ -156,7 +164,7 @@ class Rate:
 def add_losses(state: State, losses: Mapping[str, Tensor]) -> None:
     """Adds the losses of one step, without waiting for the device."""
     for name, loss in losses.items():
-        state.losses[name] = state.losses.get(name, 0.0) + loss.double()
+        state.losses[name] = state.losses.get(name, 0.0) + ranks.averaged(loss.double())
     state.num_summed += 1
 
 

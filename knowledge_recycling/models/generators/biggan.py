@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from knowledge_recycling import ranks
 from knowledge_recycling.compute import place
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
 from knowledge_recycling.data.augment import AugmentationName, augment
@@ -285,14 +286,15 @@ class Objective(AdversarialObjective):
         with torch.no_grad():
             fakes = self.generator.draw(labels, rng).to(images)
         seen = augment(torch.cat([images, fakes]), self.config.augment, rng)
-        real, fake = self.discriminator(seen, labels.repeat(2)).float().chunk(2)
+        real, fake = self.discriminator(*ranks.shard(seen, labels.repeat(2))).float().chunk(2)
         return real, fake
 
     def generator_loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Returns minus the mean logit of new images of the labels; the real ones say nothing."""
         with self.fabric.autocast():
             fakes = self.generator.draw(labels, rng).to(images)
-            logits: Tensor = self.discriminator(augment(fakes, self.config.augment, rng), labels)
+            seen = augment(fakes, self.config.augment, rng)
+            logits: Tensor = self.discriminator(*ranks.shard(seen, labels))
         return -logits.float().mean()
 
     def averaged(self) -> nn.Module:

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
 from knowledge_recycling.models.averaging import power_average
@@ -147,6 +148,7 @@ class Objective:
         noise = torch.randn(images.shape, generator=rng).to(device)
         t = torch.randn(len(images), generator=rng).sigmoid().to(device)
         hide = (torch.rand(len(images), generator=rng) < self.config.label_dropout).to(device)
+        images, labels, noise, t, hide = ranks.shard(images, labels, noise, t, hide)
         x_t = torch.lerp(images, noise, t[:, None, None, None])
         seen = torch.where(hide, self.generator.num_classes, labels)
         velocity = self.generator.velocity(x_t, t, seen)

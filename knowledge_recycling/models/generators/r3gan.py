@@ -26,6 +26,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from knowledge_recycling import ranks
 from knowledge_recycling.compute import place
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
 from knowledge_recycling.data.augment import AugmentationName, augment
@@ -224,8 +225,9 @@ class Objective(AdversarialObjective):
         with torch.no_grad(), self.fabric.autocast():
             fakes = self.generator.draw(labels, rng).to(images)
         both = augment(torch.cat([images, fakes]), self.config.augment, rng)
+        both, labels = ranks.shard(both, labels.repeat(2))
         both.requires_grad_()  # the penalty is on what the discriminator sees
-        logits = self.discriminator(both, labels.repeat(2))
+        logits = self.discriminator(both, labels)
         (gradients,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
         at_real, at_fake = gradients.square().sum(dim=(1, 2, 3)).view(2, -1).mean(dim=1)
         loss = pairing_loss(*logits.chunk(2))
@@ -237,7 +239,8 @@ class Objective(AdversarialObjective):
         with self.fabric.autocast():
             fakes = self.generator.draw(labels, rng).to(images)
             both = augment(torch.cat([images, fakes]), self.config.augment, rng)
-            real, fake = self.discriminator(both, labels.repeat(2)).float().chunk(2)
+            seen = ranks.shard(both, labels.repeat(2))
+            real, fake = self.discriminator(*seen).float().chunk(2)
         return pairing_loss(fake, real)
 
 
