@@ -34,6 +34,7 @@ LAYERS = (
     ("context",),
     ("data",),
     ("fanout",),
+    ("clusters",),
     ("compute",),
     ("config",),
     ("rundir",),
