@@ -88,7 +88,8 @@ def on_dask(task: Task, parts: Sequence[Numbered], workers: Workers) -> Iterator
     submit = partial(client.submit, task, pure=False)
 
     def next_done(running: list[Any]) -> Wait:
-        done, left = distributed.wait(running, return_when="FIRST_COMPLETED")
+        with client.as_current():  # which `wait` asks
+            done, left = distributed.wait(running, return_when="FIRST_COMPLETED")
         return Wait(list(done), list(left))
 
     try:

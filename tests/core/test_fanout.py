@@ -1,4 +1,4 @@
-"""Parts done in other processes are those done here, even when a worker dies; a stop reaches all."""
+"""Parts done in other processes are those done here, whatever dies; a stop reaches all."""
 
 from __future__ import annotations
 
