@@ -68,7 +68,7 @@ def on_ray(task: Task, parts: Sequence[Numbered], workers: Workers) -> Iterator[
     try:
         for answer in _in_turn(parts, min(workers.count, int(room)), submit, next_done):
             yield ray.get(answer)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         give_up(str(error).partition("\n")[0])
 
 

@@ -57,21 +57,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Workers]:
     """Ray itself, started before the package would: it needs little memory here."""
-    # read at the import: nothing is sent over the network, and workers get their share of a machine
-    # that has other work to do
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    library = pytest.importorskip("ray")
-    library.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        yield Workers(2, 1, "ray")
-    finally:
-        library.shutdown()
+    with pytest.MonkeyPatch.context() as changes:
+        changes.setenv("RAY_USAGE_STATS_ENABLED", "0")  # nothing goes over the network
+        changes.setenv("RAY_worker_niceness", "0")  # the machine may have other work to do
+        changes.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where this module is
+        library = pytest.importorskip("ray")
+        library.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=100 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+        try:
+            yield Workers(2, 1, "ray")
+        finally:
+            library.shutdown()
 
 
 @pytest.fixture(scope="module")
