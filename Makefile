@@ -16,7 +16,7 @@ test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in 
 	$(BIN)/pytest -q
 
 test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m "slow or cluster"
 
 check: test test-slow
 
@@ -48,7 +48,7 @@ $(STAMP)dev: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(STAMP)slow: $(STAMP)dev
-	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release,browser]'
+	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release,browser,ray,dask]'
 	touch $@
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py

@@ -25,7 +25,7 @@ from knowledge_recycling.compute import ComputeConfig, descend, make_fabric
 from knowledge_recycling.config import Facts
 from knowledge_recycling.data.augment import augment
 from knowledge_recycling.data.images import ImageSet, to_unit
-from knowledge_recycling.fanout import fan_out, num_cores
+from knowledge_recycling.fanout import Workers, in_order, num_cores
 from knowledge_recycling.models.build import build_classifier
 from knowledge_recycling.models.classifiers import resnet
 from knowledge_recycling.privacy.many import Stack
@@ -146,7 +146,8 @@ def main() -> None:
         return Job(members, training, number, steps, threads)
 
     def in_processes() -> list[Lap]:
-        return list(fan_out(train_alone, [job(each, 1) for each in range(cores)], cores))
+        jobs = [job(each, 1) for each in range(cores)]
+        return in_order(train_alone, jobs, Workers(cores, 1, "loky"), given.out.parent)
 
     ways: dict[str, Callable[[], list[Lap]]] = {
         f"one by one, {cores} threads": lambda: [train_alone(job(0, cores))],

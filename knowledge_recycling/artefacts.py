@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from knowledge_recycling.clusters import Workers
 from knowledge_recycling.config import PluginConfig, kind_module
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet, Splits
 from knowledge_recycling.models.build import build_classifier, build_generator, frozen
 from knowledge_recycling.models.contracts import Classifier, Generator
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recipe import Recipe, TeacherConfig
 from knowledge_recycling.recycling.distillation import (
     KNOBS,
@@ -58,6 +60,13 @@ class Run:
     def of_further(self) -> list[Run]:
         """The run as seen for each further generator."""
         return [replace(self, further=name) for name in self.recipe.further_generators]
+
+    def for_workers(self, workers: Workers) -> Run:
+        """The run as its parts see it: only one in this process may tell how far it is."""
+        if workers.backend == "here":
+            return self
+        context = replace(self.context, reporter=SilentReporter(), loggers=())
+        return replace(self, context=context)
 
     @property
     def members(self) -> ImageSet:

@@ -10,7 +10,7 @@ Shapes: S shadows, N images of the pool, P of the population, Q queries, K class
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ from knowledge_recycling.privacy.many import MIN_PER_SIDE, half_memberships
 from knowledge_recycling.privacy.metrics import Trials
 from knowledge_recycling.privacy.signals import Bools
 from knowledge_recycling.privacy.yardsticks import About, random_guess, yardstick
-from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.rundir import check_done
@@ -143,21 +142,21 @@ def make_shadows(run: Run, folder: Path, planted: Planted, members: Bools) -> di
     """Makes all shadows that are not done, several at a time; returns why which of them failed."""
     reporter, count = run.context.reporter, len(members)
     workers = workers_for(run.recipe.compute, count, run.context.fabric.device)
-    quiet = replace(run, context=replace(run.context, reporter=SilentReporter()))
+    seen = run.for_workers(workers)
     orders = [
         Order(
-            run=run if workers.count == 1 else quiet,
+            run=seen,
             pool=planted.pool,
             members=members[number],
             number=number,
             folder=shadow_folder(folder, number),
-            threads=workers.threads,
         )
         for number in range(count)
     ]
     reporter.stage(f"{count} shadows, {workers.count} at a time")
     failures = {}
-    for done, outcome in enumerate(fan_out(fulfil, orders, workers.count), start=1):
+    for done, each in enumerate(fan_out(fulfil, orders, workers, folder), start=1):
+        outcome = each.outcome
         told = f": {outcome.failure}" if outcome.failure else ""
         reporter.stage(f"shadow {outcome.number} is done, {done} of {count}{told}")
         if outcome.failure is not None:

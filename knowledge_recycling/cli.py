@@ -40,7 +40,24 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads the annotation at run time)
     typer.Option("--set", help="Change a key of the recipe: --set seed=1. May be repeated."),
 ]
+Backend = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Who starts workers: loky, ray or dask (--set compute.backend=...)."),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Parts done at the same time (--set compute.workers=...)."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def with_workers(
+    overrides: list[str] | None, backend: str | None, workers: int | None
+) -> list[str]:
+    """Returns the overrides and those that --backend and --workers stand for."""
+    settings = {"compute.backend": backend, "compute.workers": workers}
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    return [*(overrides or []), *given]
 
 
 @app.command()
@@ -78,6 +95,8 @@ def run(
         Optional[str],  # noqa: UP045
         typer.Option(help="Stage to do anew, with all that follow."),
     ] = None,
+    backend: Backend = None,
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show all settings, derived ones too, and stop.")
     ] = False,
@@ -89,7 +108,7 @@ def run(
     from knowledge_recycling.recipe import Recipe
     from knowledge_recycling.reporting.wording import verdict
 
-    loaded = Recipe.load(recipe, overrides or ())
+    loaded = Recipe.load(recipe, with_workers(overrides, backend, workers))
     if dry_run:
         console.print_json(pipeline.derive(loaded).model_dump_json())
         return
@@ -104,13 +123,20 @@ def run(
 
 
 @app.command()
-def audit(run: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def audit(
+    run: RunPath,
+    overrides: Overrides = None,
+    backend: Backend = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
     """Attack a finished run with Membership Inference, or go on with it where it stopped."""
     from knowledge_recycling import pipeline
     from knowledge_recycling.progress import make_reporter
     from knowledge_recycling.reporting.wording import verdict
 
-    result = pipeline.audit(run, overrides or (), reporter=make_reporter(errors, quiet=quiet))
+    settings = with_workers(overrides, backend, workers)
+    result = pipeline.audit(run, settings, reporter=make_reporter(errors, quiet=quiet))
     if result is not None:
         console.print(verdict(result).leakage, markup=False, highlight=False, soft_wrap=True)
 
@@ -185,6 +211,8 @@ def study(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder; by default runs/ and the study's name."),
     ] = None,
+    backend: Backend = None,
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and which are done, and stop.")
     ] = False,
@@ -195,7 +223,8 @@ def study(
     from knowledge_recycling.study.plan import Study
     from knowledge_recycling.study.run import listing, run_study
 
-    loaded, out = Study.load(study), out or Path("runs") / study.stem
+    loaded = Study.load(study, with_workers(None, backend, workers))
+    out = out or Path("runs") / study.stem
     if dry_run:
         console.print(listing(loaded, out), markup=False, highlight=False, soft_wrap=True)
         return

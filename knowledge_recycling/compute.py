@@ -26,14 +26,22 @@ class ComputeConfig(Config):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto` takes bf16 autocast where the processor has bf16 instructions."""
     threads: PositiveInt | None = None
-    """CPU threads of torch, in each process; unset: as torch chooses, one per core; with several
-    `devices` the cores are shared."""
+    """CPU threads of torch, shared by the workers, or of each worker of a running cluster and of
+    each of several `devices`; unset: all cores, shared, and 1 for each worker of a running
+    cluster."""
     devices: PositiveInt = 1
     """Processes that train one model together, on a GPU each: teacher, each generator and student.
     Each batch is shared among them; docs/cluster.md."""
     workers: PositiveInt | None = None
-    """Shadows of an audit made at the same time, each by a process with its share of the threads;
-    unset: one per core on a processor, 1 on a GPU."""
+    """Candidates, tuning trials and shadows done at the same time, each by a process with its
+    share of the threads; unset: shadows one per core on a processor and 1 on a GPU, all others
+    one after the other in this process, unless a `backend` is named."""
+    backend: Literal["auto", "loky", "ray", "dask"] = "auto"
+    """Who starts the workers: joblib's `loky` on this machine, or a cluster of Ray or Dask (extras
+    of these names); `auto` is `loky` wherever there are several workers."""
+    address: str | None = None
+    """A running cluster, such as "10.0.0.1:6379" of Ray or "tcp://10.0.0.1:8786" of Dask; unset:
+    one is started on this machine for the time of the run."""
 
 
 def make_fabric(config: ComputeConfig, *, devices: int = 1) -> Fabric:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from knowledge_recycling import stages
 from knowledge_recycling.artefacts import (
@@ -76,8 +75,6 @@ class Order:
     number: int
     folder: Path
     """The part of the audit to write."""
-    threads: int | None
-    """`None`: as they are."""
 
     def fingerprint(self) -> Fingerprint:
         """Returns all that the shadow's answers depend on."""
@@ -102,8 +99,6 @@ class Outcome:
 
 def fulfil(order: Order) -> Outcome:
     """Makes the shadow, or goes on with it; a failure that is of this half alone is an outcome."""
-    if order.threads is not None:
-        torch.set_num_threads(order.threads)
     try:
         perform(order.folder, order.fingerprint(), partial(make_shadow, order))
     except (DataError, DivergedError) as error:  # of this half: the others may do

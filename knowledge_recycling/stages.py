@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
 from knowledge_recycling.evaluation.quality import measure_quality
 from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
+from knowledge_recycling.fanout import in_order, workers_for
 from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knobs
@@ -56,7 +57,7 @@ from knowledge_recycling.recycling.scoring import (
 )
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
 from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
-from knowledge_recycling.rundir import SCRATCH, flattened, perform
+from knowledge_recycling.rundir import SCRATCH, Fingerprint, flattened, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
@@ -162,16 +163,8 @@ def optimise_checkpoint(run: Run, folder: Path) -> None:
 def optimise_one(run: Run, folder: Path) -> None:
     """Scores each candidate of one generator with default knobs and chooses the best."""
     candidates = candidate_files(run)
-    scores = [
-        score(
-            cheap_lesson(run, path, {}),
-            {"part": path.stem},
-            folder / path.stem,
-            run.context,
-            attacked_members(run),
-        )
-        for path in candidates
-    ]
+    questions = [Question(path, {}, folder / path.stem, {"part": path.stem}) for path in candidates]
+    scores = scores_of(run, questions, folder)
     judged = judge(run, scores, favourite=len(scores) - 1, where=folder)
     table = [
         {"name": path.stem, "images_seen": images_of(path), **each}
@@ -211,13 +204,23 @@ def tune_one(run: Run, folder: Path) -> None:
     """Searches the knobs with which the chosen candidate of one generator teaches best."""
     candidate = chosen_candidate(run)
 
-    def try_knobs(number: int, knobs: Knobs) -> Score:
-        if number == 0 and "period" not in knobs:  # Checkpoint Optimisation has scored them
-            return read_score(run.folder / "candidates" / run.part / candidate.stem)
-        part = {"part": number, **flattened("knobs", dict(knobs))}
-        lesson = cheap_lesson(run, candidate, knobs)
-        place = folder / f"trial-{number:03d}"
-        return score(lesson, part, place, run.context, attacked_members(run))
+    def try_knobs(by_number: Mapping[int, Knobs]) -> dict[int, Score]:
+        known = {
+            number: read_score(run.folder / "candidates" / run.part / candidate.stem)
+            for number, knobs in by_number.items()
+            if number == 0 and "period" not in knobs  # Checkpoint Optimisation has scored them
+        }
+        left = [number for number in by_number if number not in known]
+        questions = [
+            Question(
+                candidate,
+                by_number[number],
+                folder / f"trial-{number:03d}",
+                {"part": number, **flattened("knobs", dict(by_number[number]))},
+            )
+            for number in left
+        ]
+        return known | dict(zip(left, scores_of(run, questions, folder), strict=True))
 
     trials = tune(run.recipe.tuning, tuned_space(run), try_knobs, run.context.seed)
     judged = judge(run, [trial.score for trial in trials], favourite=0, where=folder)
@@ -226,6 +229,31 @@ def tune_one(run: Run, folder: Path) -> None:
         for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
     write_json(folder / "trials.json", table)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a cheap student is to tell: how well a candidate teaches with some knobs."""
+
+    candidate: Path
+    knobs: Knobs
+    folder: Path
+    """Of the part that answers it."""
+    fingerprint: Fingerprint
+
+
+def scores_of(run: Run, questions: Sequence[Question], folder: Path) -> list[Score]:
+    """Returns the score for each question; each is a part of the stage in `folder`."""
+    device = run.context.fabric.device
+    workers = workers_for(run.recipe.compute, len(questions), device, short=True)
+    return in_order(partial(answered, run.for_workers(workers)), questions, workers, folder)
+
+
+def answered(run: Run, question: Question) -> Score:
+    """Returns the score that answers the question, from its part if that is done."""
+    lesson = cheap_lesson(run, question.candidate, question.knobs)
+    members = attacked_members(run)
+    return score(lesson, question.fingerprint, question.folder, run.context, members)
 
 
 def tuned_space(run: Run) -> Space:

@@ -36,6 +36,7 @@ LAYERS = (
     ("data", "loggers"),
     ("launch",),
     ("fanout",),
+    ("clusters",),
     ("compute",),
     ("config",),
     ("rundir",),

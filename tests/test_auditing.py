@@ -27,7 +27,7 @@ from knowledge_recycling.config import Facts
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import DataError, RecipeError, RunError
-from knowledge_recycling.fanout import fan_out
+from knowledge_recycling.fanout import Workers, in_order
 from knowledge_recycling.privacy.canaries import Planted
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recipe import Recipe
@@ -159,7 +159,7 @@ def order_of(run: Run, folder: Path, **changes: Any) -> Order:
     members = np.arange(len(run.members)) % 2 == 0
     audit = run.recipe.audit.model_copy(update=changes)
     recipe = run.recipe.model_copy(update={"audit": audit})
-    return Order(replace(run, recipe=recipe), run.members, members, 0, folder, None)
+    return Order(replace(run, recipe=recipe), run.members, members, 0, folder)
 
 
 def test_a_shadow_of_another_recipe_or_pipeline_is_refused(
@@ -190,12 +190,10 @@ def test_an_audit_without_its_library_is_refused_before_training(
 
 @pytest.mark.slow
 def test_a_shadow_of_another_process_is_the_one_made_here(made_run: Run, tmp_path: Path) -> None:
-    here, there = (
-        replace(order_of(made_run, tmp_path / name, mode="classifier"), threads=1)
-        for name in ("here", "there")
-    )
-    assert [each.failure for each in fan_out(shadows.fulfil, [here], 1)] == [None]
-    assert [each.failure for each in fan_out(shadows.fulfil, [there], 2)] == [None]
+    for name, workers in (("here", Workers(1, 1, "here")), ("there", Workers(2, 1, "loky"))):
+        order = order_of(made_run, tmp_path / name, mode="classifier")
+        (outcome,) = in_order(shadows.fulfil, [order], workers, tmp_path)
+        assert outcome.failure is None
     answers = [np.load(tmp_path / name / shadows.SIGNALS) for name in ("here", "there")]
     assert "teacher" in answers[0].files
     for name in answers[0].files:

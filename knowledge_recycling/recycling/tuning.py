@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,12 @@ from knowledge_recycling.randomness import named_seed
 from knowledge_recycling.recycling.scoring import Score
 
 Space = Mapping[str, Knob]
+TryKnobs = Callable[[Mapping[int, Knobs]], Mapping[int, Score]]
+"""Settings of a round to their scores, both by the number of the trial."""
+
+ROUND = 3
+"""Trials asked for at once when earlier ones guide them; a constant, or the number of workers would
+change what is found."""
 
 
 class TuningConfig(Config):
@@ -76,33 +82,57 @@ def _with_choices(knob: Knob, choices: tuple[float, ...] | None) -> Knob:
     return Knob(knob.default, tuple(sorted({knob.default, *(choices or knob.choices)})))
 
 
-def tune(
-    config: TuningConfig, space: Space, try_knobs: Callable[[int, Knobs], Score], seed: int
-) -> list[Trial]:
+def tune(config: TuningConfig, space: Space, try_knobs: TryKnobs, seed: int) -> list[Trial]:
     """Returns the trials of a search for the knobs of the highest merit, the defaults first.
 
+    What is tried does not depend on who tries it: those planned beforehand make the first round,
+    the later ones rounds of `ROUND`, and scores are told in the order in which they were asked for.
     The study lives in memory: trials that are done are told to it again when a run resumes, which
-    leads the seeded sampler to the same next trial.
+    leads the seeded sampler to the same next trials.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = named_seed(seed, "tuning") % 2**32
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=3)
+    # constant_liar: within a round, settings whose scores are not known yet count as bad ones
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=3, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for planned in _combinations(space) if config.sampler == "grid" else _one_by_one(space):
-        study.enqueue_trial(planned)
+    planned = _combinations(space) if config.sampler == "grid" else _one_by_one(space)
+    for each in planned:
+        study.enqueue_trial(each)
     trials: list[Trial] = []
-    for number in range(max(1, config.trials)):
-        asked = study.ask()
-        knobs = {
-            name: float(asked.suggest_categorical(name, list(knob.choices)))
-            for name, knob in space.items()
-        }
-        repeated = next((trial for trial in trials if trial.knobs == knobs), None)
-        score = repeated.score if repeated else try_knobs(number, knobs)
-        study.tell(asked, score.merit)
-        if repeated is None:
-            trials.append(Trial(knobs, score))
+    for numbers in _rounds(len(planned), max(1, config.trials)):
+        asked = {number: study.ask() for number in numbers}
+        knobs = {number: _suggested(trial, space) for number, trial in asked.items()}
+        new = _unseen(knobs, [trial.knobs for trial in trials])
+        scores = try_knobs(new)
+        trials += [Trial(new[number], scores[number]) for number in new]
+        for number, trial in asked.items():
+            same = next(each for each in trials if each.knobs == knobs[number])
+            study.tell(trial, same.score.merit)
     return trials
+
+
+def _unseen(
+    knobs: Mapping[int, dict[str, float]], seen: Sequence[Knobs]
+) -> dict[int, dict[str, float]]:
+    """Returns the settings of a round that are not among `seen`, each once."""
+    new: dict[int, dict[str, float]] = {}
+    for number, each in knobs.items():
+        if each not in seen and each not in new.values():
+            new[number] = each
+    return new
+
+
+def _rounds(planned: int, trials: int) -> list[range]:
+    first = min(planned, trials)
+    later = range(first, trials, ROUND)
+    return [range(first), *(range(start, min(start + ROUND, trials)) for start in later)]
+
+
+def _suggested(trial: optuna.Trial, space: Space) -> dict[str, float]:
+    return {
+        name: float(trial.suggest_categorical(name, list(knob.choices)))
+        for name, knob in space.items()
+    }
 
 
 def _combinations(space: Space) -> list[dict[str, float]]:

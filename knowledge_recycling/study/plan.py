@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
+from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import Config, validate
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.recipe import Recipe, apply_override, read_toml
@@ -64,6 +65,9 @@ class Study(Config):
     """Changes of every set's recipe, such as "tuning.trials=8"."""
     rows: tuple[Row, ...] = Field(default_factory=lambda: built_in_rows(), min_length=1)
     """Lines of the table; without any, those of the ablation."""
+    compute: ComputeConfig = ComputeConfig()
+    """How sets and seeds are shared out: `workers`, `backend`, `address`, and the `threads` of all
+    together. What a run computes with is in its recipe."""
 
     @field_validator("rows")
     @classmethod
@@ -73,15 +77,22 @@ class Study(Config):
         return rows
 
     @classmethod
-    def load(cls, path: Path) -> Study:
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Study:
         """Returns the study of a TOML file, all recipes and rows checked.
+
+        Args:
+            path: The file.
+            overrides: Changes of its keys, such as "compute.workers=2".
 
         Raises:
             RecipeError: A file is missing, or a key or value of the study or a recipe is wrong.
         """
         if not path.exists():
             raise RecipeError("there is no such study", where=path, expected="a TOML file")
-        study = validate(cls, read_toml(path))
+        values = read_toml(path)
+        for override in overrides:
+            apply_override(values, override)
+        study = validate(cls, values)
         for cell in study.cells():
             study.recipe(cell, cell.row.settings)
         return study

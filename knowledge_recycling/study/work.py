@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from knowledge_recycling.artefacts import (
     load_teacher,
     new_classifier,
 )
+from knowledge_recycling.compute import make_fabric
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import KRError, RunError
 from knowledge_recycling.evaluation.utility import measure_utility
+from knowledge_recycling.fanout import fan_out, workers_for
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.progress import Reporter, SilentReporter
 from knowledge_recycling.randomness import numpy_rng
@@ -90,15 +93,36 @@ def perform_study(
         RunError: Another process works on the study, or its folder cannot be written.
         Interrupted: A signal asked to stop; the same call goes on.
     """
-    outcomes: list[Outcome] = []
-    cells = list(study.cells())
+    by_place: dict[str, list[Cell]] = {}
+    for cell in study.cells():
+        by_place.setdefault(cell.folder, []).append(cell)
+    places = list(by_place.values())
+    outcomes: dict[int, list[Outcome]] = {}
+    device = make_fabric(study.compute).device
     with locked(out):
-        for place in dict.fromkeys(cell.folder for cell in cells):
-            here = [cell for cell in cells if cell.folder == place]
-            for folder in sorted({cell.run_folder for cell in here}):  # the plain run comes first
-                of_run = [cell for cell in here if cell.run_folder == folder]
-                outcomes += outcomes_of(study, of_run, out, reporter)
-            tell(outcomes)
+        workers = workers_for(study.compute, len(places), device, short=True)
+        told = reporter if workers.backend == "here" else SilentReporter()
+        work = partial(outcomes_of_place, study, out, told)
+        for done in fan_out(work, places, workers, out):
+            cell = places[done.number][0]
+            reporter.stage(f"{cell.set}, seed {cell.seed} is done")
+            outcomes[done.number] = done.outcome
+            tell(_in_order(outcomes))
+    return _in_order(outcomes)
+
+
+def _in_order(outcomes: dict[int, list[Outcome]]) -> list[Outcome]:
+    return [each for number in sorted(outcomes) for each in outcomes[number]]
+
+
+def outcomes_of_place(
+    study: Study, out: Path, reporter: Reporter, cells: list[Cell]
+) -> list[Outcome]:
+    """Returns the outcomes of all cells of one set and seed, which share runs and students."""
+    outcomes = []
+    for folder in sorted({cell.run_folder for cell in cells}):  # the plain run comes first
+        of_run = [cell for cell in cells if cell.run_folder == folder]
+        outcomes += outcomes_of(study, of_run, out, reporter)
     return outcomes
 
 

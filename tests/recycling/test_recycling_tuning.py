@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import optuna
 import pytest
 
 from knowledge_recycling.config import Facts
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.randomness import named_seed
 from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.recycling.scoring import Score
-from knowledge_recycling.recycling.tuning import TuningConfig, chosen_space, tune
+from knowledge_recycling.recycling.tuning import ROUND, TuningConfig, chosen_space, tune
 
 SPACE = {"a": Knob(1.0, (0.5, 1.0, 2.0)), "b": Knob(0.0, (0.0, 0.3))}
 DEFAULTS = {"a": 1.0, "b": 0.0}
@@ -23,14 +26,23 @@ def cas(knobs: Knobs) -> float:
 
 
 class Trials:
-    """Scores knobs and remembers what it was asked."""
+    """Scores knobs and remembers what it was asked, in all and by round."""
 
     def __init__(self) -> None:
+        self.rounds: list[list[int]] = []
         self.asked: list[tuple[int, dict[str, float]]] = []
 
-    def __call__(self, number: int, knobs: Knobs) -> Score:
-        self.asked.append((number, dict(knobs)))
-        return Score(cas=cas(knobs), robust_cas=cas(knobs), loss=1.0, auroc=0.5)
+    def __call__(self, by_number: Mapping[int, Knobs]) -> dict[int, Score]:
+        self.rounds.append(list(by_number))
+        self.asked += [(number, dict(knobs)) for number, knobs in by_number.items()]
+        return {
+            number: Score(cas=cas(knobs), robust_cas=cas(knobs), loss=1.0, auroc=0.5)
+            for number, knobs in by_number.items()
+        }
+
+
+def always(**score: Any) -> Callable[[Mapping[int, Knobs]], dict[int, Score]]:
+    return lambda by_number: {number: Score(**score) for number in by_number}
 
 
 def combinations() -> list[dict[str, float]]:
@@ -87,13 +99,45 @@ def test_tpe_first_turns_each_knob_alone() -> None:
 
 def test_a_knob_at_its_last_choice_is_turned_down() -> None:
     space = {"a": Knob(2.0, (0.5, 1.0, 2.0)), "only": Knob(1.0, (1.0,))}
-    found = tune(
-        TuningConfig(trials=2),
-        space,
-        lambda number, knobs: Score(cas=0.5, robust_cas=0.5, loss=1.0),
-        0,
-    )
+    found = tune(TuningConfig(trials=2), space, always(cas=0.5, robust_cas=0.5, loss=1.0), 0)
     assert found[1].knobs == {"a": 1.0, "only": 1.0}
+
+
+@pytest.mark.parametrize(("trials", "later"), [(3, []), (10, [3, 3]), (8, [3, 1])])
+def test_planned_trials_are_one_round_and_later_ones_small_ones(
+    trials: int, later: list[int]
+) -> None:
+    space = SPACE | {"c": Knob(1.0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))}
+    space = dict(list(space.items())[:2]) if trials == 3 else space
+    asked = Trials()
+    tune(TuningConfig(trials=trials), space, asked, 0)
+    planned = len(space) + 1
+    assert asked.rounds[0] == list(range(planned))
+    # a setting that comes again in a round is not tried again
+    assert all(len(each) <= most for each, most in zip(asked.rounds[1:], later, strict=True))
+    for numbers, start in zip(asked.rounds[1:], itertools.count(planned, ROUND), strict=False):
+        assert set(numbers) <= set(range(start, start + ROUND))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_up_to_one_trial_after_the_planned_ones_rounds_change_nothing(seed: int) -> None:
+    """What a search one by one, which knows all scores, tries: the reference is Optuna's loop."""
+    sampler = optuna.samplers.TPESampler(
+        seed=named_seed(seed, "tuning") % 2**32, n_startup_trials=3
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for planned in (DEFAULTS, DEFAULTS | {"a": 2.0}, DEFAULTS | {"b": 0.3}):
+        study.enqueue_trial(planned)
+
+    def objective(trial: optuna.Trial) -> float:
+        return cas({name: trial.suggest_categorical(name, SPACE[name].choices) for name in SPACE})
+
+    study.optimize(objective, n_trials=4)
+    seen: list[dict[str, float]] = []
+    for trial in study.trials:
+        seen += [] if trial.params in seen else [trial.params]
+    found = tune(TuningConfig(trials=4), SPACE, Trials(), seed)
+    assert [trial.knobs for trial in found] == seen
 
 
 def test_tpe_finds_the_best_of_a_small_space() -> None:
@@ -105,7 +149,7 @@ def test_tpe_finds_the_best_of_a_small_space() -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
 def test_failures_do_not_end_the_search(sampler: str) -> None:
     config = TuningConfig(trials=4, sampler=sampler)  # type: ignore[arg-type]
-    found = tune(config, SPACE, lambda *_: Score(failure="broken"), 0)
+    found = tune(config, SPACE, always(failure="broken"), 0)
     assert len(found) >= 2
     assert all(trial.score.failure == "broken" for trial in found)
 
@@ -113,12 +157,9 @@ def test_failures_do_not_end_the_search(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
 def test_with_no_knob_to_turn_there_is_one_trial(sampler: str) -> None:
     config = TuningConfig(trials=3, sampler=sampler, knobs=())  # type: ignore[arg-type]
-    assert [trial.knobs for trial in tune(config, {}, Trials0(), 0)] == [{}]
-
-
-class Trials0:
-    def __call__(self, number: int, knobs: Knobs) -> Score:
-        return Score(cas=0.5, loss=1.0, auroc=0.5)
+    assert [trial.knobs for trial in tune(config, {}, always(cas=0.5, loss=1.0, auroc=0.5), 0)] == [
+        {}
+    ]
 
 
 @pytest.mark.parametrize("field", [{"knobs": ("aa",)}, {"knobs": ("a",), "choices": {"aa": (1,)}}])
@@ -134,7 +175,7 @@ def test_own_choices_replace_those_of_the_knob_and_keep_its_default() -> None:
     config = TuningConfig(knobs=("a",), choices={"a": (3.0, 0.25)}, trials=9, sampler="grid")
     space = chosen_space(config, SPACE)
     assert space == {"a": Knob(1.0, (0.25, 1.0, 3.0))}
-    found = tune(config, space, lambda number, knobs: Score(cas=0.5, robust_cas=0.5, loss=1.0), 0)
+    found = tune(config, space, always(cas=0.5, robust_cas=0.5, loss=1.0), 0)
     assert found[0].knobs == {"a": 1.0}
     assert {trial.knobs["a"] for trial in found} == {0.25, 1.0, 3.0}
 

@@ -175,6 +175,17 @@ def test_rows_that_come_to_the_same_share_a_student_and_runs_share_stages(
         assert generators[0].read_bytes() != generators[1].read_bytes()
 
 
+@pytest.mark.slow
+def test_seeds_in_processes_of_their_own_give_the_same_table(
+    straight: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study, done = straight
+    process = kr_command("study", study, "--out", tmp_path / "out", "-q", "--workers", "2")
+    assert process.returncode == 0, process.stderr
+    for name in TABLES:
+        assert (tmp_path / "out" / name).read_bytes() == (done / name).read_bytes()
+
+
 def test_a_mistake_in_the_study_ends_with_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(STUDY.replace("model =", "modle ="))
     process = kr_command("study", tmp_path / "bad.toml", "--out", tmp_path / "out")
