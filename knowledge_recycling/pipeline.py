@@ -94,6 +94,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
+        version=2,
     ),
     Stage(
         "student",

@@ -49,6 +49,7 @@ from knowledge_recycling.recycling.distillation import (
 )
 from knowledge_recycling.recycling.scoring import (
     Score,
+    bar_of,
     best_of,
     cheap,
     loss_attack,
@@ -70,7 +71,7 @@ from knowledge_recycling.training.classifier import (
     predict_logits,
 )
 from knowledge_recycling.training.generator import SaveCandidates, augmented, images_of
-from knowledge_recycling.training.loop import Plan, train
+from knowledge_recycling.training.loop import Plan, read_records, train
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
@@ -203,10 +204,13 @@ def tune_knobs(run: Run, folder: Path) -> None:
 def tune_one(run: Run, folder: Path) -> None:
     """Searches the knobs with which the chosen candidate of one generator teaches best."""
     candidate = chosen_candidate(run)
+    scored = run.folder / "candidates" / run.part / candidate.stem
+    limited = run.recipe.tuning.leakage_limit is not None  # what teaches less may leak less
+    bar = () if limited else bar_of(read_records(scored), len(run.val))
 
     def try_knobs(by_number: Mapping[int, Knobs]) -> dict[int, Score]:
         known = {
-            number: read_score(run.folder / "candidates" / run.part / candidate.stem)
+            number: read_score(scored)
             for number, knobs in by_number.items()
             if number == 0 and "period" not in knobs  # Checkpoint Optimisation has scored them
         }
@@ -217,6 +221,7 @@ def tune_one(run: Run, folder: Path) -> None:
                 by_number[number],
                 folder / f"trial-{number:03d}",
                 {"part": number, **flattened("knobs", dict(by_number[number]))},
+                () if number == 0 else bar,
             )
             for number in left
         ]
@@ -240,6 +245,8 @@ class Question:
     folder: Path
     """Of the part that answers it."""
     fingerprint: Fingerprint
+    bar: tuple[float, ...] = ()
+    """See `bar_of`."""
 
 
 def scores_of(run: Run, questions: Sequence[Question], folder: Path) -> list[Score]:
@@ -252,8 +259,14 @@ def scores_of(run: Run, questions: Sequence[Question], folder: Path) -> list[Sco
 def answered(run: Run, question: Question) -> Score:
     """Returns the score that answers the question, from its part if that is done."""
     lesson = cheap_lesson(run, question.candidate, question.knobs)
-    members = attacked_members(run)
-    return score(lesson, question.fingerprint, question.folder, run.context, members)
+    return score(
+        lesson,
+        question.fingerprint,
+        question.folder,
+        run.context,
+        members=attacked_members(run),
+        bar=question.bar,
+    )
 
 
 def tuned_space(run: Run) -> Space:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from knowledge_recycling.artefacts import DATA, Run, chosen, chosen_knobs
 from knowledge_recycling.recipe import Recipe, changed_settings
 from knowledge_recycling.rundir import DONE, output_digest, record_of
 from knowledge_recycling.storage import read_json
+from knowledge_recycling.training.loop import read_records
 
 RESULT = "result.json"
 TRAINED = ("teacher", "generator", "student")
@@ -153,6 +153,5 @@ def seconds(run: Run, stage: str) -> float:
 
 def training_rate(stage: Path) -> float:
     """Returns the images per second of a stage's training, the median over its records."""
-    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rates = sorted(json.loads(line)["images_per_second"] for line in lines)
+    rates = sorted(record["images_per_second"] for record in read_records(stage))
     return float(rates[len(rates) // 2])

@@ -9,7 +9,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -191,10 +191,13 @@ class Lesson:
         return torch.from_numpy(np.log(self.source.prior / self.teacher_prior)).float()
 
 
-def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
+def distil(
+    lesson: Lesson, folder: Path, context: Context, bar: Sequence[float] = ()
+) -> list[Record]:
     """Trains a student in `folder` on synthetic images alone; returns its validation records.
 
-    Writes `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
+    It is given up at a snapshot whose merit is below that of the `bar`. Writes
+    `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
     """
     config, val = lesson.config, lesson.val
     size = config.num_images(lesson.num_train)
@@ -215,6 +218,7 @@ def distil(lesson: Lesson, folder: Path, context: Context) -> list[Record]:
         targets=soft_targets(lesson.teacher, config, lesson.log_odds),
         batches=stream,
         val=val,
+        bar=bar,
     )
     return fit_classifier(new_student(lesson, context), fit, folder, context)
 

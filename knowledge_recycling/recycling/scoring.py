@@ -35,10 +35,13 @@ from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.training.classifier import (
     DivergedError,
+    below,
     kept,
+    merit,
     predict_logits,
     standard_error,
 )
+from knowledge_recycling.training.loop import Record
 
 SCORE = "score.json"
 PROBE_SIZE = 64
@@ -113,15 +116,23 @@ def score(
     fingerprint: Fingerprint,
     folder: Path,
     context: Context,
+    *,
     members: ImageSet | None = None,
+    bar: Sequence[float] = (),
 ) -> Score:
     """Returns the score of a lesson, from its part's folder if it is done.
 
-    Given the `members`, the real training images, the student's leakage is measured too.
+    Args:
+        lesson: What the cheap student learns.
+        fingerprint: What the score depends on.
+        folder: Of the part.
+        context: Its surroundings.
+        members: The real training images, if leakage is to be measured.
+        bar: Merits of the first snapshots, below which the student is given up.
     """
 
     def work(folder: Path) -> None:
-        found = _measure(lesson, folder, context)
+        found = _measure(lesson, folder, context, bar)
         if members is not None and found.failure is None:
             student = trained_student(lesson, folder, context)
             found = replace(found, leakage=loss_attack(student, members, lesson.val, context))
@@ -136,14 +147,16 @@ def read_score(folder: Path) -> Score:
     return Score(**read_json(folder / SCORE))
 
 
-def _measure(lesson: Lesson, folder: Path, context: Context) -> Score:
+def _measure(lesson: Lesson, folder: Path, context: Context, bar: Sequence[float]) -> Score:
     failure = defect(lesson.source, context)
     if failure is not None:
         return Score(failure=failure)
     try:
-        records = distil(lesson, folder, context)
+        records = distil(lesson, folder, context, bar)
     except DivergedError as error:
         return Score(failure=error.what)
+    if below(records, bar):
+        return Score(failure=f"given up after {records[-1]['images_seen']:.0f} images: far behind")
     best, tally = records[kept(records, len(lesson.val))], lesson.source.tally
     return Score(
         cas=best["val_accuracy"],
@@ -177,6 +190,16 @@ def _losses(
     logits = torch.from_numpy(predict_logits(classifier, image_set, context.fabric))
     labels = torch.from_numpy(image_set.labels)
     return np.asarray(functional.cross_entropy(logits, labels, reduction="none"))
+
+
+def bar_of(records: Sequence[Record], num_val: int) -> tuple[float, ...]:
+    """Returns what a setting must reach at each snapshot but the last not to be given up.
+
+    That is what the defaults reached there, less a standard error. It is known before any setting
+    is tried, so that, unlike with Optuna's pruners, the order in which trials end is of no account.
+    """
+    merits = [merit(record) for record in records[:-1]]
+    return tuple(each - standard_error(each, num_val) for each in merits)
 
 
 def defect(source: Source, context: Context) -> str | None:

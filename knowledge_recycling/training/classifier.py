@@ -301,14 +301,23 @@ class KeepBest:
         return measures
 
 
-def out_of_patience(patience: int | None) -> Callable[[Sequence[Record]], bool]:
-    """Returns whether the best of the records is `patience` or more snapshots old."""
+def out_of_patience(
+    patience: int | None, bar: Sequence[float] = ()
+) -> Callable[[Sequence[Record]], bool]:
+    """Returns whether the best record is `patience` or more snapshots old, or the last `below`."""
 
     def reached(records: Sequence[Record]) -> bool:
+        if below(records, bar):
+            return True
         best = max(range(len(records)), key=lambda i: (merit(records[i]), -records[i]["val_loss"]))
         return patience is not None and len(records) - 1 - best >= patience
 
     return reached
+
+
+def below(records: Sequence[Record], bar: Sequence[float]) -> bool:
+    """Returns whether the last record's merit is below the bar of its snapshot, if it has one."""
+    return len(records) <= len(bar) and merit(records[-1]) < bar[len(records) - 1]
 
 
 class DivergedError(RunError):
@@ -330,6 +339,8 @@ class Fit:
     """[K] weights of the loss."""
     early: float | None = None
     """Share of training after which the snapshot is kept apart, as if training had stopped."""
+    bar: Sequence[float] = ()
+    """Merits of the first snapshots; training ends at one that is below."""
 
 
 def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Context) -> list[Record]:
@@ -345,7 +356,7 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
         images_seen=config.images_seen,
         batch_size=config.batch_size,
         snapshots=[(i + 1) / config.snapshots for i in range(config.snapshots)],
-        out_of_patience=out_of_patience(config.patience),
+        out_of_patience=out_of_patience(config.patience, fit.bar),
     )
     weight = None
     if fit.class_weight is not None:

@@ -29,6 +29,8 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]
 Record = dict[str, float]
 """Measures at one moment of training, `images_seen` among them."""
 
+METRICS = "metrics.jsonl"
+
 Snapshot = Callable[[nn.Module, int, Sequence[Record]], Record]
 """Averaged model, images seen and earlier records to measures; may save the model."""
 
@@ -191,4 +193,10 @@ def restore(objective: Objective, folder: Path) -> State:
 
 def write_records(folder: Path, records: Sequence[Record]) -> None:
     """Writes the records as JSON lines."""
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(folder / METRICS, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Returns the records that a training left in `folder`."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

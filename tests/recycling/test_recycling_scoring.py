@@ -19,6 +19,7 @@ from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Te
 from knowledge_recycling.recycling.scoring import (
     Score,
     SelectionConfig,
+    bar_of,
     best_of,
     cheap,
     defect,
@@ -26,7 +27,8 @@ from knowledge_recycling.recycling.scoring import (
     score,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
-from knowledge_recycling.training.classifier import StudentTraining
+from knowledge_recycling.training.classifier import StudentTraining, below
+from knowledge_recycling.training.loop import Record, read_records
 
 
 class Painter(nn.Module):
@@ -213,3 +215,33 @@ def test_no_student_is_trained_on_a_broken_generator(
     result = score(lesson(torch.zeros_like), {"part": "a"}, tmp_path / "part", context)
     assert result == Score(failure="all images are the same")
     assert {path.name for path in (tmp_path / "part").iterdir()} == {"done.json", "score.json"}
+
+
+def records_of(*merits: float) -> list[Record]:
+    # unequal accuracies of the same mean
+    return [{"val_accuracy": each + 0.05, "val_robust_accuracy": each - 0.05} for each in merits]
+
+
+def test_a_setting_may_fall_behind_by_a_standard_error_until_the_last_snapshot() -> None:
+    bar = bar_of(records_of(0.5, 0.8, 0.9), 100)
+    assert bar == pytest.approx((0.5 - 0.05, 0.8 - 0.04))  # sqrt(p (1 - p) / 100)
+    assert not below(records_of(0.46), bar)
+    assert below(records_of(0.44), bar)
+    assert not below(records_of(0.46, 0.77), bar)
+    assert below(records_of(0.7, 0.75), bar)
+    assert not below(records_of(0.46, 0.77, 0.1), bar)
+
+
+def test_a_setting_that_falls_behind_is_given_up_at_once_and_never_chosen(
+    lesson: Callable[..., Lesson], context: Context, tmp_path: Path
+) -> None:
+    made = lesson(lambda noise: noise)
+    training = made.config.training.model_copy(update={"images_seen": 48, "snapshots": 3})
+    made = replace(made, config=made.config.model_copy(update={"training": training}))
+    result = score(made, {}, tmp_path / "part", context, bar=(1.1, 1.1))
+    assert result.failure == "given up after 16 images: far behind"
+    assert [each["images_seen"] for each in read_records(tmp_path / "part")] == [16]
+    assert best_of([scored(0.1, 0.1), result], 0, tmp_path) == 0
+    through = score(made, {}, tmp_path / "other", context, bar=(0.0, 0.0))
+    assert through.failure is None
+    assert len(read_records(tmp_path / "other")) == 3
