@@ -23,8 +23,8 @@ from benchmarks.kills import numbers, tiny_recipe, without_clock
 from knowledge_recycling import pipeline
 from knowledge_recycling.status import status_table
 
-REWRITTEN = {"result.json", "recipe.json", "given.json", "report.html"}
-"""Files at the root that a run writes anew from its stages."""
+REWRITTEN = {"result.json", "recipe.json", "given.json", "report.html", "run.log"}
+"""Files at the root that a run writes anew from its stages, and the log, which is only written."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def only_the_clock_differs(path: Path, whole: bytes) -> bool:
 def test_there_is_a_file_of_every_kind(finished: Finished) -> None:
     found = kinds(finished.folder)
     suffixes = {Path(name).suffix for name in found}
-    assert suffixes == {".json", ".jsonl", ".safetensors", ".npz", ".html"}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".npz", ".html", ".log"}
     assert len(found) >= 25
 
 
