@@ -87,6 +87,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
+        version=2,
     ),
     Stage(
         "tuning",

@@ -89,6 +89,12 @@ class Score:
         """Of `merit`, binomial; both accuracies are of the same images, so they count once."""
         return standard_error(self.merit, self.num_val) if self.failure is None else 0.0
 
+    @property
+    def least_cas(self) -> float:
+        """What `cas` of another setting is not clearly worse: within two standard errors."""
+        cas = self.cas or 0.0
+        return cas - 2 * standard_error(cas, self.num_val)
+
 
 def cheap(config: StudentConfig, selection: SelectionConfig, knobs: Knobs) -> StudentConfig:
     """Returns the student that stands in, while choosing, for that of `config` with `knobs`.
@@ -218,9 +224,11 @@ def best_of(
 ) -> int:
     """Returns the position of the best score, the `favourite`'s if none is clearly better.
 
-    Clearly: by more than a standard error of the favourite's merit; less is likelier noise of the
-    validation images than a better setting. Ties are broken by the lower loss. Under a limit those
-    that leak more are left out; if all do, the one that leaks least is returned.
+    CAS decides where it can tell: who is more than two standard errors below the best is out. Among
+    the others the best merit wins, if it is above the favourite's by more than a standard error;
+    less is likelier noise of the validation images than a better setting. Ties are broken by the
+    lower loss. Under a limit those that leak more are left out first; if all do, the one that leaks
+    least is returned.
 
     Raises:
         RunError: No score is usable.
@@ -237,6 +245,9 @@ def best_of(
     if leakage_limit is not None:
         least = min(usable, key=lambda i: _leakage(scores[i]))
         usable = [i for i in usable if _leakage(scores[i]) <= leakage_limit] or [least]
+    top = max(usable, key=lambda i: scores[i].cas or 0.0)
+    least_cas = scores[top].least_cas
+    usable = [i for i in usable if (scores[i].cas or 0.0) >= least_cas]
     best = max(usable, key=lambda i: (scores[i].merit, -(scores[i].loss or 0.0)))
     clear = scores[best].merit - scores[favourite].merit > scores[favourite].standard_error
     return favourite if favourite in usable and not clear else best
