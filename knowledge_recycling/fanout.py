@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky.backend import resource_tracker
 
 from knowledge_recycling import interruption
 from knowledge_recycling.clusters import (
@@ -172,6 +173,7 @@ def _on_this_machine(task: Task, parts: Sequence[Numbered], workers: Workers) ->
     while left:
         pool = Parallel(n_jobs=workers.count, backend="loky", return_as="generator_unordered")
         try:
+            resource_tracker.ensure_running()  # to start it would let Ctrl-C through again
             with interruption.deaf_children():
                 answers = pool(delayed(task)(each) for each in list(left.items()))
             for answer in answers:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -99,6 +100,7 @@ def deaf_children() -> Iterator[None]:
 
     A terminal sends it to all; each would end with a traceback of its own.
     """
+    resource_tracker.ensure_running()  # to start it would let Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
