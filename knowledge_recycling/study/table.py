@@ -124,7 +124,7 @@ def write_table(study: Study, outcomes: list[Outcome], out: Path) -> None:
         out / "table.json",
         {
             "schema": "1",
-            "study": study.model_dump(mode="json"),
+            "study": study.model_dump(mode="json", exclude={"compute"}),
             "test_selected_note": NOTE,
             "cells": outcomes,
             "lines": [asdict(line) for line in lines],
