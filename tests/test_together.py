@@ -167,7 +167,7 @@ def test_a_run_of_two_processes_survives_signals_and_the_loss_of_one(tmp_path: P
     killed = Command(recipe, disturbed)
     members = killed.members()
     killed.process.kill()
-    killed.process.wait(LIMIT)
+    killed.process.communicate(timeout=LIMIT)
     end = time.monotonic() + LIMIT
     while any(map(is_alive, members)):
         assert time.monotonic() < end
