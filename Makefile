@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow check lowest dist lint types clean
+.PHONY: demo test test-slow test-cluster check lowest dist lint types clean
 
 demo: $(STAMP)run  ## The whole pipeline on scikit-learn's digits, in a few minutes.
 	$(BIN)/kr run recipes/digits.toml --out runs/digits
@@ -16,9 +16,12 @@ test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in 
 	$(BIN)/pytest -q
 
 test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
-	$(BIN)/pytest -q -m "slow or cluster"
+	$(BIN)/pytest -q -m "slow and not cluster"
 
-check: test test-slow
+test-cluster: $(STAMP)slow  ## Parts on real clusters of Ray and Dask, on this machine.
+	$(BIN)/pytest -q -m cluster
+
+check: test test-slow test-cluster
 
 # pip has no such resolution, so the lower bounds are its constraints; warnings of old versions and
 # the tools of the slow tests do not matter here.
@@ -51,9 +54,12 @@ $(STAMP)slow: $(STAMP)dev
 	$(BIN)/pip install --quiet --editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release,browser,ray,dask]'
 	touch $@
 
+# the tools come after the package: together pip takes a quarter of an hour to find versions
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt \
+		--editable '.[dp,medmnist,table,hub,dicom,loggers,release]'
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt \
 		--editable '.[dev,dp,medmnist,table,hub,dicom,loggers,release]'
 	touch $@
