@@ -171,16 +171,26 @@ def flattened(prefix: str, value: Any) -> dict[str, Any]:
     }
 
 
+def differing_key(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Returns the first key, in their order, whose values differ; `None` if there is none.
+
+    >>> differing_key({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
+    'b'
+    """
+    keys = sorted(recorded.keys() | wanted.keys())
+    return next((key for key in keys if recorded.get(key) != wanted.get(key)), None)
+
+
 def _check_fingerprint(folder: Path, recorded: Fingerprint, wanted: Fingerprint) -> None:
-    for key in sorted(recorded.keys() | wanted.keys()):
-        if recorded.get(key) != wanted.get(key):
-            raise RunError(
-                f"the stage '{folder.name}' was made with another '{key}'",
-                where=folder,
-                expected=recorded.get(key),
-                got=wanted.get(key),
-                next_step=f"{_redo(folder)}; or start a new run with another --out",
-            )
+    key = differing_key(recorded, wanted)
+    if key is not None:
+        raise RunError(
+            f"the stage '{folder.name}' was made with another '{key}'",
+            where=folder,
+            expected=recorded.get(key),
+            got=wanted.get(key),
+            next_step=f"{_redo(folder)}; or start a new run with another --out",
+        )
 
 
 def _redo(folder: Path) -> str:

@@ -36,6 +36,7 @@ from knowledge_recycling.releasing.manifest import verify, write_manifest
 from knowledge_recycling.releasing.student import write_student
 from knowledge_recycling.reporting.result import Result, read_result
 from knowledge_recycling.reporting.sharing import shareable
+from knowledge_recycling.rundir import differing_key
 from knowledge_recycling.storage import write_json, write_text
 
 PARQUET = "synthetic.parquet"
@@ -101,15 +102,15 @@ def check_same_settings(folder: Path, result: Result) -> None:
         RunError: It is not, or the run's own result is damaged.
     """
     known, present = read_result(folder).changed_settings, result.changed_settings
-    for key in sorted(known.keys() | present.keys()):
-        if known.get(key) != present.get(key):
-            raise RunError(
-                f"the recipe in the folder has another '{key}' than the run's result",
-                where=folder,
-                expected=known.get(key),
-                got=present.get(key),
-                next_step="write both again with the right recipe: kr run RECIPE --out RUN",
-            )
+    key = differing_key(known, present)
+    if key is not None:
+        raise RunError(
+            f"the recipe in the folder has another '{key}' than the run's result",
+            where=folder,
+            expected=known.get(key),
+            got=present.get(key),
+            next_step="write both again with the right recipe: kr run RECIPE --out RUN",
+        )
 
 
 @contextmanager
