@@ -274,7 +274,7 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
         RunError: The folder was made with other images or data settings.
     """
     fabric = make_fabric(recipe.compute)
-    digests = {name: part.digest() for name, part in vars(splits).items()}
+    digests = splits.digests()
     settings = flattened("data", recipe.data.model_dump(mode="json"))
     perform(out / DATA_STAGE, settings | flattened("digest", digests), partial(describe, splits))
     seen = read_json(out / DATA_STAGE / DATA)

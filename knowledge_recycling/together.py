@@ -42,8 +42,7 @@ class Errand:
             DataError: The images are not those that the run began with.
         """
         splits = load_splits(self.recipe.data)
-        digests = {name: part.digest() for name, part in vars(splits).items()}
-        if digests != self.digests:
+        if splits.digests() != self.digests:
             raise DataError(
                 "the images changed while the run was at work",
                 where="data",

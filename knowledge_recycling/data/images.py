@@ -72,6 +72,10 @@ class Splits:
     val: ImageSet
     test: ImageSet
 
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of each split, by name."""
+        return {name: part.digest() for name, part in vars(self).items()}
+
 
 FoundSplits = Mapping[SplitName, ImageSet]
 """What a data source found: at least `train`; `data.splits.complete` makes the missing ones."""
