@@ -29,6 +29,7 @@ from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recycling.synthesis import draw_set, open_set
 from knowledge_recycling.study.plan import Row, Study
 from knowledge_recycling.study.run import run_study
+from knowledge_recycling.training.loop import read_records
 
 KINDS = ("flow", "biggan", "r3gan")
 PROBE = 4000
@@ -45,8 +46,7 @@ def probed_rate(recipe: Path, kind: str, settings: Sequence[str], out: Path) -> 
     ]
     given = kr.Recipe.load(recipe, [*settings, *short])
     kr.run(given, out, until="generator", reporter=SilentReporter())
-    lines = (out / "generator" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(json.loads(lines[-1])["images_per_second"])
+    return read_records(out / "generator")[-1]["images_per_second"]
 
 
 def rows_of(kind: str, images_seen: int) -> list[Row]:
