@@ -15,7 +15,7 @@ IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 -
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def objective_of(config: PluginConfig, fabric: Fabric, changes: dict[str, Any]) -> Any:
+def objective_of(config: PluginConfig, fabric: Fabric, **changes: Any) -> Any:
     config = config.model_copy(update=changes)
     generator = build_generator(config, SHAPE, 3, fabric=fabric, seed=0, name="g")
     return build_objective(generator, config, fabric=fabric, seed=0, name="g")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
@@ -41,9 +41,7 @@ CONFIG = Config(
 )
 
 
-def objective(fabric: Fabric, **changes: Any) -> Objective:
-    learner: Objective = objective_of(CONFIG, fabric, changes)
-    return learner
+objective: Callable[..., Objective] = partial(objective_of, CONFIG)
 
 
 class Linear(nn.Module):
