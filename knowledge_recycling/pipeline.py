@@ -10,7 +10,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from knowledge_recycling import auditing, stages
+from knowledge_recycling import auditing, choosing, stages
 from knowledge_recycling.artefacts import (
     DATA,
     Run,
@@ -83,7 +83,7 @@ STAGES = (
     ),
     Stage(
         "candidates",
-        stages.optimise_checkpoint,
+        choosing.optimise_checkpoint,
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
@@ -91,7 +91,7 @@ STAGES = (
     ),
     Stage(
         "tuning",
-        stages.tune_knobs,
+        choosing.tune_knobs,
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),

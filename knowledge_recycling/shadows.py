@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from knowledge_recycling import stages
+from knowledge_recycling import choosing, stages
 from knowledge_recycling.artefacts import (
     Run,
     candidate_files,
@@ -135,8 +135,8 @@ def _perform(shadow: Run, name: str, work: Any) -> None:
 
 def _choose(run: Run, shadow: Run) -> None:
     if run.recipe.audit.selection == "repeated":
-        _perform(shadow, "candidates", stages.optimise_checkpoint)
-        _perform(shadow, "tuning", stages.tune_knobs)
+        _perform(shadow, "candidates", choosing.optimise_checkpoint)
+        _perform(shadow, "tuning", choosing.tune_knobs)
         return
     name = candidate_files(shadow)[-1].stem
     write_json(shadow.folder / "candidates/candidates.json", [{"name": name, "chosen": True}])

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,10 @@ from torch import nn
 
 from knowledge_recycling.artefacts import (
     Run,
-    candidate_files,
-    chosen_candidate,
     chosen_knobs,
     chosen_source,
     generator_name,
-    known_knobs,
     lesson_of,
-    load_source,
     load_student,
     load_teacher,
     new_classifier,
@@ -35,10 +31,8 @@ from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
 from knowledge_recycling.evaluation.quality import measure_quality
 from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
-from knowledge_recycling.fanout import in_order, workers_for
 from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
-from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recycling.distillation import (
     Lesson,
@@ -48,17 +42,10 @@ from knowledge_recycling.recycling.distillation import (
     with_knobs,
 )
 from knowledge_recycling.recycling.scoring import (
-    Score,
-    bar_of,
-    best_of,
-    cheap,
     loss_attack,
-    read_score,
-    score,
 )
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
-from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
-from knowledge_recycling.rundir import SCRATCH, Fingerprint, flattened, perform
+from knowledge_recycling.rundir import SCRATCH, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
@@ -70,8 +57,8 @@ from knowledge_recycling.training.classifier import (
     kept,
     predict_logits,
 )
-from knowledge_recycling.training.generator import SaveCandidates, augmented, images_of
-from knowledge_recycling.training.loop import Plan, read_records, train
+from knowledge_recycling.training.generator import SaveCandidates, augmented
+from knowledge_recycling.training.loop import Plan, train
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
@@ -156,137 +143,6 @@ def train_one(run: Run, folder: Path) -> None:
         )
 
 
-def optimise_checkpoint(run: Run, folder: Path) -> None:
-    """Checkpoint Optimisation of each generator."""
-    for_each_generator(run, folder, optimise_one)
-
-
-def optimise_one(run: Run, folder: Path) -> None:
-    """Scores each candidate of one generator with default knobs and chooses the best."""
-    candidates = candidate_files(run)
-    questions = [Question(path, {}, folder / path.stem, {"part": path.stem}) for path in candidates]
-    scores = scores_of(run, questions, folder)
-    judged = judge(run, scores, favourite=len(scores) - 1, where=folder)
-    table = [
-        {"name": path.stem, "images_seen": images_of(path), **each}
-        for path, each in zip(candidates, judged, strict=True)
-    ]
-    write_json(folder / "candidates.json", table)
-
-
-def attacked_members(run: Run) -> ImageSet | None:
-    """Returns the members if choices are made under a limit on leakage."""
-    return None if run.recipe.tuning.leakage_limit is None else run.members
-
-
-def judge(run: Run, scores: Sequence[Score], favourite: int, where: Path) -> list[dict[str, Any]]:
-    """Returns the scores as rows that say which is chosen, and which without a leakage limit."""
-    limit = run.recipe.tuning.leakage_limit
-    best = best_of(scores, favourite, where, limit)
-    free = best if limit is None else best_of(scores, favourite, where)
-    leakage = scores[best].leakage
-    if limit is not None and (leakage is None or leakage > limit):
-        run.context.reporter.warn(
-            f"nothing in '{where.name}' leaks as little as tuning.leakage_limit = {limit:g}; "
-            f"what leaks least is taken, with {leakage:.3f}"
-        )
-    return [
-        {"chosen": i == best, "chosen_without_limit": i == free, **asdict(each)}
-        for i, each in enumerate(scores)
-    ]
-
-
-def tune_knobs(run: Run, folder: Path) -> None:
-    """Tuning of each generator."""
-    for_each_generator(run, folder, tune_one)
-
-
-def tune_one(run: Run, folder: Path) -> None:
-    """Searches the knobs with which the chosen candidate of one generator teaches best."""
-    candidate = chosen_candidate(run)
-    scored = run.folder / "candidates" / run.part / candidate.stem
-    limited = run.recipe.tuning.leakage_limit is not None  # what teaches less may leak less
-    bar = () if limited else bar_of(read_records(scored), len(run.val))
-
-    def try_knobs(by_number: Mapping[int, Knobs]) -> dict[int, Score]:
-        known = {
-            number: read_score(scored)
-            for number, knobs in by_number.items()
-            if number == 0 and "period" not in knobs  # Checkpoint Optimisation has scored them
-        }
-        left = [number for number in by_number if number not in known]
-        questions = [
-            Question(
-                candidate,
-                by_number[number],
-                folder / f"trial-{number:03d}",
-                {"part": number, **flattened("knobs", dict(by_number[number]))},
-                () if number == 0 else bar,
-            )
-            for number in left
-        ]
-        return known | dict(zip(left, scores_of(run, questions, folder), strict=True))
-
-    trials = tune(run.recipe.tuning, tuned_space(run), try_knobs, run.context.seed)
-    judged = judge(run, [trial.score for trial in trials], favourite=0, where=folder)
-    table = [
-        {"trial": i, "knobs": trial.knobs, **each}
-        for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
-    ]
-    write_json(folder / "trials.json", table)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a cheap student is to tell: how well a candidate teaches with some knobs."""
-
-    candidate: Path
-    knobs: Knobs
-    folder: Path
-    """Of the part that answers it."""
-    fingerprint: Fingerprint
-    bar: tuple[float, ...] = ()
-    """See `bar_of`."""
-
-
-def scores_of(run: Run, questions: Sequence[Question], folder: Path) -> list[Score]:
-    """Returns the score for each question; each is a part of the stage in `folder`."""
-    device = run.context.fabric.device
-    workers = workers_for(run.recipe.compute, len(questions), device, short=True)
-    return in_order(partial(answered, run.for_workers(workers)), questions, workers, folder)
-
-
-def answered(run: Run, question: Question) -> Score:
-    """Returns the score that answers the question, from its part if that is done."""
-    lesson = cheap_lesson(run, question.candidate, question.knobs)
-    return score(
-        lesson,
-        question.fingerprint,
-        question.folder,
-        run.context,
-        members=attacked_members(run),
-        bar=question.bar,
-    )
-
-
-def tuned_space(run: Run) -> Space:
-    """Returns the knobs to tune of one generator: of the recipe's, those that it has."""
-    config, known = run.recipe.tuning, known_knobs(run)
-    if run.recipe.further_generators:  # another generator may have the others
-        choices = {name: values for name, values in config.choices.items() if name in known}
-        knobs = tuple(name for name in config.knobs if name in known)
-        config = config.model_copy(update={"knobs": knobs, "choices": choices})
-    return chosen_space(config, known)
-
-
-def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
-    """Returns the lesson of the cheap student that scores a candidate with some knobs."""
-    config = cheap(run.recipe.student, run.recipe.selection, knobs)
-    teacher = load_teacher(run)
-    source = load_source(run, teacher, candidate, knobs)
-    return lesson_of(run, teacher, source, config=config, name="cheap student")
-
-
 def distil_student(run: Run, folder: Path) -> None:
     """GKD: trains the student on the chosen candidates' images, with the chosen knobs."""
     teacher = load_teacher(run)
@@ -307,6 +163,11 @@ def learn(lesson: Lesson, run: Run, folder: Path) -> None:
         student = trained_student(lesson, folder, run.context)
         about["leakage"] = loss_attack(student, members, run.val, run.context)
     write_json(folder / "student.json", about)
+
+
+def attacked_members(run: Run) -> ImageSet | None:
+    """Returns the members if choices are made under a limit on leakage."""
+    return None if run.recipe.tuning.leakage_limit is None else run.members
 
 
 def evaluate(run: Run, folder: Path) -> None:

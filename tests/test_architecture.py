@@ -22,6 +22,7 @@ LAYERS = (
     ("releasing",),
     ("auditing",),
     ("shadows",),
+    ("choosing",),
     ("stages",),
     ("together",),
     ("artefacts",),

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from test_end_to_end import KR, kr_command, stable, weights, write_recipe
 
-from knowledge_recycling import clusters, pipeline, stages
+from knowledge_recycling import choosing, clusters, pipeline
 from knowledge_recycling.artefacts import Run, candidate_files
+from knowledge_recycling.choosing import Question
 from knowledge_recycling.clusters import Workers
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import DataError, KRError, RunError
@@ -29,7 +30,6 @@ from knowledge_recycling.fanout import in_order
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.recycling.scoring import Score
-from knowledge_recycling.stages import Question
 
 SHORT = [
     "teacher.training.images_seen=160",
@@ -113,7 +113,7 @@ def answered_or_killed(run: Run, question: Question) -> Score:
 
     if question.candidate == candidate_files(run)[1] and not mark.exists():
         threading.Thread(target=kill, daemon=True).start()
-    return stages.answered(run, question)
+    return choosing.answered(run, question)
 
 
 def measures(scores: list[Score]) -> list[Score]:
@@ -126,7 +126,7 @@ def test_a_killed_worker_costs_no_part_and_changes_no_bit(
     here, there = tmp_path / "here", tmp_path / "there"
     there.mkdir()
     alone = Workers(1, 1, "here")
-    expected = in_order(partial(stages.answered, run), questions_in(here, run), alone, here)
+    expected = in_order(partial(choosing.answered, run), questions_in(here, run), alone, here)
     work = partial(answered_or_killed, run.for_workers(workers))
     found = in_order(work, questions_in(there, run), workers, there)
     assert list(there.glob("*.killed")), "one was killed"
