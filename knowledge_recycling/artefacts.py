@@ -140,6 +140,11 @@ def chosen_knobs(run: Run) -> Knobs:
     return knobs
 
 
+def finalist_folder(run: Run, trial: int) -> Path:
+    """Returns the folder of the full student with the knobs of a trial, if it was a finalist."""
+    return run.folder / "tuning" / f"finalist-{trial:03d}"
+
+
 def chosen(table: Path) -> dict[str, Any]:
     """Returns the row of a table of candidates or trials that was chosen."""
     row: dict[str, Any] = next(row for row in read_json(table) if row["chosen"])

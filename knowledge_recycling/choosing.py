@@ -6,7 +6,7 @@ Both are stages like those in `stages.py`; all they look at is the validation sp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from knowledge_recycling.artefacts import (
     Run,
     candidate_files,
     chosen_candidate,
+    finalist_folder,
     known_knobs,
     lesson_of,
     load_source,
     load_teacher,
 )
+from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.fanout import in_order, workers_for
 from knowledge_recycling.models.knobs import Knobs
-from knowledge_recycling.recycling.distillation import Lesson
+from knowledge_recycling.recycling.distillation import Lesson, check_choices, with_knobs
 from knowledge_recycling.recycling.scoring import (
     Score,
     bar_of,
@@ -30,13 +32,35 @@ from knowledge_recycling.recycling.scoring import (
     cheap,
     read_score,
     score,
+    score_of,
 )
 from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
-from knowledge_recycling.rundir import Fingerprint, flattened
-from knowledge_recycling.stages import attacked_members, for_each_generator
-from knowledge_recycling.storage import write_json
+from knowledge_recycling.rundir import Fingerprint, flattened, perform
+from knowledge_recycling.stages import STUDENT, attacked_members, for_each_generator, learn
+from knowledge_recycling.storage import read_json, write_json
+from knowledge_recycling.together import together
 from knowledge_recycling.training.generator import images_of
 from knowledge_recycling.training.loop import read_records
+
+
+def check_before_training(run: Run) -> None:
+    """Finds now what would otherwise stop the choosing after hours of training.
+
+    Raises:
+        RecipeError: A knob is unknown or a value not allowed, or there are finalists and several
+            generators.
+    """
+    known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
+    space = chosen_space(run.recipe.tuning, known | known_knobs(run))
+    check_choices(run.recipe.student, space)
+    if run.recipe.further_generators and run.recipe.selection.finalists > 1:
+        raise RecipeError(
+            "the knobs of several generators are tuned apart, so no student can confirm them",
+            where="selection.finalists",
+            expected="1, where there are further_generators",
+            got=run.recipe.selection.finalists,
+            next_step="leave the key out, or use one generator",
+        )
 
 
 def optimise_checkpoint(run: Run, folder: Path) -> None:
@@ -111,7 +135,53 @@ def tune_one(run: Run, folder: Path) -> None:
         {"trial": i, "knobs": trial.knobs, **each}
         for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
-    write_json(folder / "trials.json", table)
+    write_json(folder / "trials.json", confirmed(run, candidate, table, folder))
+
+
+def confirmed(
+    run: Run, candidate: Path, trials: list[dict[str, Any]], folder: Path
+) -> list[dict[str, Any]]:
+    """Returns the table of trials with the scores of full students, which then decide.
+
+    A finalist must be clearly better than the one that the cheap students chose to take its place.
+    """
+    finalists = finalists_of(trials, run.recipe.selection.finalists)
+    if len(finalists) == 1:
+        return trials
+    scores = []
+    for number in finalists:
+        knobs = trials[number]["knobs"]
+        part = finalist_folder(run, number)
+        work = partial(together, partial(learn_finalist, candidate, knobs), run)
+        perform(part, {"part": number, **flattened("knobs", knobs)}, work)
+        about = read_json(part / STUDENT)
+        full = score_of(about["best"], len(run.val))
+        scores.append(replace(full, leakage=about.get("leakage")))
+    judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))
+    unchosen = {"chosen": False, "chosen_without_limit": False}
+    return [
+        row
+        | unchosen
+        | {f"full_{name}": judged[i][name] for name in ("cas", "robust_cas") if i in judged}
+        | {name: judged[i][name] for name in unchosen if i in judged}
+        for i, row in enumerate(trials)
+    ]
+
+
+def finalists_of(trials: Sequence[Mapping[str, Any]], number: int) -> list[int]:
+    """Returns which trials compete: the chosen one, the defaults, then by merit."""
+    chosen = next(i for i, row in enumerate(trials) if row["chosen"])
+    usable = [i for i, row in enumerate(trials) if row["failure"] is None]
+    usable.sort(key=lambda i: -(trials[i]["cas"] + trials[i]["robust_cas"]))
+    return list(dict.fromkeys([chosen, *(i for i in (0, *usable) if i in usable)]))[:number]
+
+
+def learn_finalist(candidate: Path, knobs: Knobs, run: Run, folder: Path) -> None:
+    """Trains the full student with some knobs."""
+    teacher = load_teacher(run)
+    source = load_source(run, teacher, candidate, knobs)
+    config = with_knobs(run.recipe.student, knobs)
+    learn(lesson_of(run, teacher, source, config=config, name="student"), run, folder)
 
 
 @dataclass(frozen=True)

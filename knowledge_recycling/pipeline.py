@@ -14,7 +14,6 @@ from knowledge_recycling import auditing, choosing, stages
 from knowledge_recycling.artefacts import (
     DATA,
     Run,
-    known_knobs,
     new_classifier,
     new_generator,
 )
@@ -29,8 +28,6 @@ from knowledge_recycling.errors import RecipeError, RunError
 from knowledge_recycling.loggers import make_loggers
 from knowledge_recycling.progress import Noted, Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe, apply_override
-from knowledge_recycling.recycling.distillation import check_choices
-from knowledge_recycling.recycling.tuning import chosen_space
 from knowledge_recycling.releasing import bundle as bundles
 from knowledge_recycling.releasing.bundle import Order
 from knowledge_recycling.reporting.report import write_report
@@ -303,9 +300,7 @@ def check_before_training(run: Run) -> None:
     new_classifier(run, "student")
     for each in (run, *run.of_further):
         new_generator(each)
-    known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
-    space = chosen_space(run.recipe.tuning, known | known_knobs(run))
-    check_choices(run.recipe.student, space)
+    choosing.check_before_training(run)
     auditing.check_supported(run.recipe)
     sizes = {
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,

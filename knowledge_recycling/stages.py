@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,8 +19,10 @@ from torch import nn
 
 from knowledge_recycling.artefacts import (
     Run,
+    chosen,
     chosen_knobs,
     chosen_source,
+    finalist_folder,
     generator_name,
     lesson_of,
     load_student,
@@ -58,7 +61,10 @@ from knowledge_recycling.training.classifier import (
     predict_logits,
 )
 from knowledge_recycling.training.generator import SaveCandidates, augmented
-from knowledge_recycling.training.loop import Plan, train
+from knowledge_recycling.training.loop import METRICS, Plan, train
+
+STUDENT = "student.json"
+"""What the student reached, beside its weights."""
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
@@ -144,7 +150,15 @@ def train_one(run: Run, folder: Path) -> None:
 
 
 def distil_student(run: Run, folder: Path) -> None:
-    """GKD: trains the student on the chosen candidates' images, with the chosen knobs."""
+    """GKD: trains the student on the chosen candidates' images, with the chosen knobs.
+
+    If Tuning has trained it, as a finalist, it is taken from there.
+    """
+    finalist = finalist_folder(run, chosen(run.folder / "tuning/trials.json")["trial"])
+    if finalist.exists():
+        for name in (WEIGHTS, METRICS, STUDENT):
+            shutil.copyfile(finalist / name, folder / name)
+        return
     teacher = load_teacher(run)
     config = with_knobs(run.recipe.student, chosen_knobs(run))
     lesson = lesson_of(run, teacher, chosen_source(run, teacher), config=config, name="student")
@@ -162,7 +176,7 @@ def learn(lesson: Lesson, run: Run, folder: Path) -> None:
     if members is not None:
         student = trained_student(lesson, folder, run.context)
         about["leakage"] = loss_attack(student, members, run.val, run.context)
-    write_json(folder / "student.json", about)
+    write_json(folder / STUDENT, about)
 
 
 def attacked_members(run: Run) -> ImageSet | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
@@ -55,6 +55,10 @@ class SelectionConfig(Config):
     """Length of their training, as a share of the final student's."""
     set_share: float = Field(0.5, gt=0, le=1)
     """Size of their one fixed synthetic set, as a share of the final student's."""
+    finalists: PositiveInt = 1
+    """Knob settings for which Tuning then trains full students, of which the best on validation
+    is kept: the one that cheap students found best, the defaults, and the next best. 1 trusts the
+    cheap students."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +168,18 @@ def _measure(lesson: Lesson, folder: Path, context: Context, bar: Sequence[float
     if below(records, bar):
         return Score(failure=f"given up after {records[-1]['images_seen']:.0f} images: far behind")
     best, tally = records[kept(records, len(lesson.val))], lesson.source.tally
+    rate = tally.sampled / tally.seconds if tally.sampled else None
+    return replace(score_of(best, len(lesson.val)), images_per_second=rate)
+
+
+def score_of(record: Record, num_val: int) -> Score:
+    """Returns the score of a student's snapshot."""
     return Score(
-        cas=best["val_accuracy"],
-        robust_cas=best["val_robust_accuracy"],
-        auroc=best["val_auroc"],
-        loss=best["val_loss"],
-        images_per_second=tally.sampled / tally.seconds if tally.sampled else None,
-        num_val=len(lesson.val),
+        cas=record["val_accuracy"],
+        robust_cas=record["val_robust_accuracy"],
+        auroc=record["val_auroc"],
+        loss=record["val_loss"],
+        num_val=num_val,
     )
 
 

@@ -150,6 +150,9 @@ class Trial(Scored):
 
     trial: int
     knobs: dict[str, Any]
+    full_cas: Number = None
+    """CAS of a full student, where the setting was a finalist; then these decide."""
+    full_robust_cas: Number = None
 
 
 class Chosen(Part):
