@@ -2,7 +2,8 @@
 
     python tests/lowest.py [NAME ...]
 
-Names are left out of the list: of `torch`, say, where its old builds cannot be had.
+Names are left out of the list: of `torch`, say, where its old builds cannot be had. Of two bounds
+of one library, the package's and an extra's, the higher one counts.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ def lowest(without: set[str]) -> Iterator[str]:
     extras = project["optional-dependencies"]
     bounds = set(project["dependencies"])
     bounds |= {each for extra in extras.keys() - DEVELOPMENT for each in extras[extra]}
-    for bound in sorted(bounds):
+    least: dict[str, str] = {}
+    for bound in bounds:
         name, version = bound.split(">=")  # each has one lower bound and no upper one
-        if name not in without:
-            yield f"{name}=={version}"
+        least[name] = max(least.get(name, version), version, key=numbers)
+    for name in sorted(least.keys() - without):
+        yield f"{name}=={least[name]}"
+
+
+def numbers(version: str) -> list[int]:
+    """Returns a version as numbers, which compare as versions do."""
+    return [int(each) for each in version.split(".")]
 
 
 if __name__ == "__main__":

@@ -111,13 +111,18 @@ def write_student(
 
 def write_bare(model: Any, path: Path) -> None:
     """Writes an ONNX model without the source paths and names that the exporter notes in it."""
-    graph = model.graph
-    parts = [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info]
-    functions = list(model.functions)
-    for part in [*parts, *graph.initializer, *functions, *(n for f in functions for n in f.node)]:
-        part.doc_string = ""
-        del part.metadata_props[:]
+    strip_notes(model)
     require("onnx", "release").save(model, path)
+
+
+def strip_notes(message: Any) -> None:
+    """Clears the notes of a protobuf message and of all messages within it."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                strip_notes(part)
 
 
 def export_onnx(network: Deployed, shape: tuple[int, int, int], path: Path) -> float:
