@@ -93,7 +93,7 @@ def run(
     until: Annotated[Optional[str], typer.Option(help="Last stage to run.")] = None,  # noqa: UP045
     redo: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Stage to do anew, with all that follow."),
+        typer.Option(help="Stage to do anew, with all that depend on it."),
     ] = None,
     backend: Backend = None,
     workers: Workers = None,

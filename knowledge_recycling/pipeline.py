@@ -145,7 +145,7 @@ def run(
         recipe: The run.
         out: The run folder; made if there is none.
         until: Last stage to run; unset: all, then the result and the report.
-        redo: First stage to do anew, with all that follow it.
+        redo: Stage to do anew, with all that depend on it.
         reporter: Told of the progress; unset: nobody is.
 
     Returns:
@@ -367,8 +367,12 @@ def fingerprint(stage: Stage, run: Run) -> Fingerprint:
 
 
 def forget(out: Path, first: str) -> None:
-    """Deletes the stage `first` and all that follow it."""
-    for name in STAGE_NAMES[STAGE_NAMES.index(first) :]:
+    """Deletes the stage `first` and all that depend on it: on `data`, all do."""
+    gone = set(STAGE_NAMES) if first == DATA_STAGE else {first}
+    for stage in STAGES:
+        if gone & set(stage.inputs):
+            gone.add(stage.name)
+    for name in gone:
         shutil.rmtree(out / name, ignore_errors=True)
 
 

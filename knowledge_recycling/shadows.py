@@ -49,6 +49,7 @@ from knowledge_recycling.storage import (
     write_arrays,
     write_json,
 )
+from knowledge_recycling.training.batches import derived_length
 from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedError, predict_logits
 
 SIGNALS = "signals.npz"
@@ -78,7 +79,8 @@ class Order:
 
     def fingerprint(self) -> Fingerprint:
         """Returns all that the shadow's answers depend on."""
-        settings = shortened(self.run.recipe, 0.5).model_dump(mode="json")
+        whole = len(self.run.members)
+        settings = shortened(self.run.recipe, whole, whole // 2).model_dump(mode="json")
         made_by = ("teacher", "generator", "generator_training", "student", "selection", "audit")
         return {
             "shadow": self.number,
@@ -141,7 +143,7 @@ def _choose(run: Run, shadow: Run) -> None:
     name = candidate_files(shadow)[-1].stem
     write_json(shadow.folder / "candidates/candidates.json", [{"name": name, "chosen": True}])
     knobs = dict(chosen_knobs(run))
-    write_json(shadow.folder / "tuning/trials.json", [{"knobs": knobs, "chosen": True}])
+    write_json(shadow.folder / "tuning/trials.json", [{"trial": 0, "knobs": knobs, "chosen": True}])
 
 
 def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
@@ -151,18 +153,19 @@ def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
     return replace(
         run,
         folder=folder,
-        recipe=shortened(run.recipe, len(members) / len(run.members)),
+        recipe=shortened(run.recipe, len(run.members), len(members)),
         splits=Splits(members, run.val, run.val),
         digests={},
         context=Context(context.fabric, seed, context.reporter),
     )
 
 
-def shortened(recipe: Recipe, share: float) -> Recipe:
-    """Returns the recipe for `share` of the images: trainings change as the derived lengths do."""
+def shortened(recipe: Recipe, whole: int, part: int) -> Recipe:
+    """Returns the recipe for `part` of the `whole` images: lengths change as derived ones do."""
+    share = derived_length(part) / derived_length(whole)
 
     def shorter(training: Any) -> Any:
-        images_seen = round(training.images_seen * share**training.length_power)
+        images_seen = round(training.images_seen * share)
         return training.model_copy(update={"images_seen": images_seen})
 
     generator = shorter(recipe.generator_training)

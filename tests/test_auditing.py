@@ -205,7 +205,7 @@ def test_a_shadow_trains_as_long_as_a_run_on_its_images_would(
 ) -> None:
     recipe = Recipe.from_dict({"data": {"kind": "digits"}})
     whole, half = (recipe.completed(make_facts(num_train=each)) for each in (4000, 2000))
-    shorter = shadows.shortened(whole, 0.5)
+    shorter = shadows.shortened(whole, 4000, 2000)
     for length in (
         lambda each: each.teacher.training.images_seen,
         lambda each: each.generator_training.images_seen,

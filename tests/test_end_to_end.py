@@ -21,6 +21,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 import knowledge_recycling as kr
+from knowledge_recycling import pipeline
 from knowledge_recycling.template import write_recipe as write_recipe_template
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +212,19 @@ def test_another_recipe_on_the_same_folder_is_refused(finished: tuple[Path, Path
     with pytest.raises(kr.RunError, match="seed"):
         kr.run(kr.Recipe.load(recipe, ["seed=1"]), run)
     assert weights(run) == before
+
+
+def test_redo_keeps_what_does_not_depend_on_the_stage(tmp_path: Path) -> None:
+    for name in pipeline.STAGE_NAMES:
+        (tmp_path / name).mkdir()
+    pipeline.forget(tmp_path, "student")
+    assert {each.name for each in tmp_path.iterdir()} == {
+        "data", "teacher", "generator", "candidates", "tuning", "audit"
+    }  # fmt: skip
+    pipeline.forget(tmp_path, "teacher")
+    assert {each.name for each in tmp_path.iterdir()} == {"data", "generator"}
+    pipeline.forget(tmp_path, "data")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_redo_does_a_stage_and_those_after_it_anew(

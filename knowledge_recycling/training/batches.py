@@ -62,6 +62,16 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return max(1, size // batch_size)
 
 
+def derived_length(num_images: int) -> int:
+    """Returns the images that a training sees of a set of `num_images`, repetitions included.
+
+    20,000 N^(1/4): a training needs its thousands of steps however small the set. Above 32,000
+    images it would fall to a few epochs, so from there it is 1500 N^(1/2).
+    """
+    root = math.sqrt(num_images)
+    return round(max(20_000 * math.sqrt(root), 1500 * root))
+
+
 def derived_batch_size(num_images: int, *, largest: int) -> int:
     """Returns the power of two near a sixteenth of the set, 32 to `largest`, not above the set."""
     power = round(math.log2(num_images / 16)) if num_images > 16 else 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.averaging import power_average
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance, derived_batch_size
+from knowledge_recycling.training.batches import Balance, derived_batch_size, derived_length
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
 
 WEIGHTS = "weights.safetensors"
@@ -54,10 +54,9 @@ Targets = Callable[[Tensor, Tensor], Tensor]
 class ClassifierTraining(Config):
     """How a classifier is trained."""
 
-    length_power: ClassVar[float] = 0.5
-    """Power of the number of real images that the derived length grows with."""
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 1500 times the square root of the number of real images."""
+    """Length of training; unset: 20,000 times the fourth root of the number N of real images, 1500
+    times the square root above 32,000."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 128 for large ones."""
     learning_rate: float = Field(0.1, gt=0)
@@ -75,7 +74,7 @@ class ClassifierTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""
         return {
-            "images_seen": round(1500 * facts.num_train**self.length_power),
+            "images_seen": derived_length(facts.num_train),
             "batch_size": derived_batch_size(facts.num_train, largest=128),
             "augment": ("shift", "cutout", *facts.symmetries),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -13,17 +13,16 @@ from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance, derived_batch_size
+from knowledge_recycling.training.batches import Balance, derived_batch_size, derived_length
 from knowledge_recycling.training.loop import Batches, Record
 
 
 class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
-    length_power: ClassVar[float] = 0.25
-    """Power of the number of real images that the derived length grows with."""
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 20,000 times the fourth root of the number of real images."""
+    """Length of training; unset: 20,000 times the fourth root of the number N of real images, 1500
+    times the square root above 32,000."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
@@ -38,7 +37,7 @@ class GeneratorTraining(Config):
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
         return {
-            "images_seen": round(20_000 * facts.num_train**self.length_power),
+            "images_seen": derived_length(facts.num_train),
             "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }

@@ -292,15 +292,22 @@ def test_class_weights_reach_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("num_train", "batch_size"), [(10, 8), (500, 32), (1024, 64), (4708, 128), (100_000, 128)]
+    ("num_train", "batch_size", "length"),
+    [
+        (16, 16, 40_000),
+        (256, 32, 80_000),
+        (1024, 64, 113_137),
+        (4096, 128, 160_000),
+        (90_000, 128, 450_000),
+    ],
 )
 def test_derived_lengths_and_batches(
-    make_facts: Callable[..., Facts], num_train: int, batch_size: int
+    make_facts: Callable[..., Facts], num_train: int, batch_size: int, length: int
 ) -> None:
     facts = make_facts(num_train=num_train, symmetries=("hflip",))
     config = ClassifierTraining().completed(facts)
     assert config.batch_size == batch_size
-    assert config.images_seen == round(1500 * math.sqrt(num_train))
+    assert config.images_seen == length
     assert config.augment == ("shift", "cutout", "hflip")
 
 
