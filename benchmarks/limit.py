@@ -7,17 +7,24 @@ matrix products, measured here in the same run, forward only, in fp32 and bf16. 
 as in a run with the recipe's derived settings: floating-point operations per image are counted by
 torch (2 per multiplication and addition), seconds are medians over rounds in which all parts take
 turns. The share is the achieved rate over the best convolution rate in the precision of the run.
-Runs on a GPU unchanged; there it waits for the device before it reads the clock.
+Runs on a GPU unchanged; there it waits for the device before it reads the clock. With one thread
+on a CPU the clock is that of the process, so that busy neighbours count little.
+
+Then what GKD costs beside plain training of the same network, regenerated every epoch, against
+what the operations let expect: 1.15 (1 + (evaluations F_generator + F_teacher) / (3 F_student)).
+With `--compile`, classifiers and flow compiled by torch as well, and after how many images that has
+paid for the compiling.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,6 +68,8 @@ def waited(fabric: Fabric) -> float:
     """Returns the time when all that was asked of the device is done."""
     if fabric.device.type == "cuda":
         torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
     return time.perf_counter()
 
 
@@ -129,21 +138,43 @@ def matrices(dtype: torch.dtype, fabric: Fabric) -> Iterator[Callable[[], Tensor
         yield lambda a=a: a @ a
 
 
-def parts_of(run: Run) -> Iterator[Part]:
-    """Yields the pieces of work of a run, with the recipe's derived settings."""
+COMPILED = ", compiled"
+TRAINING, SAMPLING = "teacher training", "flow sampling"
+LABELLING, GKD = "teacher labelling", "student training with labelling (GKD)"
+
+
+def parts_of(run: Run, *, compiled: bool = False) -> Iterator[Part]:
+    """Yields the pieces of work of a run, with the recipe's derived settings.
+
+    Compiled are classifiers and flow: torch cannot where gradients are penalised.
+    """
+    suffix = COMPILED if compiled else ""
+    for each in classifier_parts(run, compiled=compiled):
+        yield replace(each, name=each.name + suffix)
+    for kind in KINDS[:1] if compiled else KINDS:
+        for each in generator_parts(run, kind, compiled=compiled):
+            yield replace(each, name=each.name + suffix)
+
+
+def classifier_parts(run: Run, *, compiled: bool) -> Iterator[Part]:
+    """Yields the pieces of work of teacher and student."""
     fabric, members, recipe = run.context.fabric, run.members, run.recipe
     training = recipe.teacher.training
-    teacher = Teacher(new_classifier(run, "teacher"), 1.0)
+    networks = [new_classifier(run, who) for who in ("teacher", "teacher", "student")]
+    if compiled:
+        for network in networks:
+            network.compile()
+    teacher = Teacher(networks[0], 1.0)
     batches = Shuffled(members, training.batch_size, seed=0, name="t", device=fabric.device)
     plain = ClassifierObjective(
-        new_classifier(run, "teacher"),
+        networks[1],
         training,
         hard_targets(members.num_classes),
         num_steps=10**6,
         fabric=fabric,
     )
     gkd = ClassifierObjective(
-        new_classifier(run, "student"),
+        networks[2],
         recipe.student.training,
         soft_targets(teacher, recipe.student, torch.zeros(members.num_classes)),
         num_steps=10**6,
@@ -155,14 +186,12 @@ def parts_of(run: Run) -> Iterator[Part]:
         with torch.no_grad(), fabric.autocast():
             return teacher(images)
 
-    yield Part("teacher training", len(labels), trained(plain, batches))
-    yield Part("teacher labelling", len(labels), label)
-    yield Part("student training with labelling (GKD)", len(labels), trained(gkd, batches))
-    for kind in KINDS:
-        yield from generator_parts(run, kind)
+    yield Part(TRAINING, len(labels), trained(plain, batches))
+    yield Part(LABELLING, len(labels), label)
+    yield Part(GKD, len(labels), trained(gkd, batches))
 
 
-def generator_parts(run: Run, kind: str) -> Iterator[Part]:
+def generator_parts(run: Run, kind: str, *, compiled: bool) -> Iterator[Part]:
     """Yields training and sampling of one kind of generator."""
     fabric, members = run.context.fabric, run.members
     config = Recipe.from_dict(
@@ -176,6 +205,9 @@ def generator_parts(run: Run, kind: str) -> Iterator[Part]:
     batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
     yield Part(f"{kind} training", size, trained(objective, batches))
     drawing = frozen(objective.averaged())
+    if compiled:
+        generator.network.compile()
+        drawing.network.compile()
     labels = torch.arange(SAMPLED, device=fabric.device) % members.num_classes
 
     def sample() -> Tensor:
@@ -196,11 +228,45 @@ def trained(objective: object, batches: Shuffled) -> Callable[[], object]:
     return step
 
 
+def measured(parts: list[Part], rounds: int, fabric: Fabric) -> dict[str, float]:
+    """Returns the seconds per image by part, medians over rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in parts}
+    for _ in range(rounds):
+        for each in parts:
+            seconds[each.name].append(seconds_of(each.call, fabric) / each.images)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def overhead(seconds: dict[str, float], flops: dict[str, float]) -> dict[str, float]:
+    """Returns what an image of GKD costs beside one of plain training, and what it may."""
+    student = flops[TRAINING] / 3
+    expected = 1 + (flops[SAMPLING] + flops[LABELLING]) / (3 * student)
+    return {
+        "GKD over plain training": (seconds[GKD] + seconds[SAMPLING]) / seconds[TRAINING],
+        "allowed": 1.15 * expected,
+    }
+
+
+def pay_back(seconds: dict[str, float], first: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Returns what compiling a part took, what it gained, and the images after which it pays."""
+    table = {}
+    for name, took in first.items():
+        plain, compiled = seconds[name.removesuffix(COMPILED)], seconds[name]
+        saved = plain - compiled
+        table[name] = {
+            "seconds": took,
+            "gain": plain / compiled - 1,
+            "images": took / saved if saved > 0 else math.inf,
+        }
+    return table
+
+
 def main() -> None:
     """Measures, prints the tables in Markdown and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/limit.json"))
     given = parser.parse_args()
@@ -210,29 +276,45 @@ def main() -> None:
         run = pipeline.prepare(recipe, splits, Path(folder), SilentReporter())
         fabric = run.context.fabric
         best = limits(fabric)
-        precision = "bf16" if "bf16" in fabric._precision.precision else "fp32"
-        limit = best[f"convolution, {precision}"]
         parts = list(parts_of(run))
         flops = {each.name: flops_of(each.call) / each.images for each in parts}
-        seconds: dict[str, list[float]] = {each.name: [] for each in parts}
-        for _ in range(given.rounds):
-            for each in parts:
-                seconds[each.name].append(seconds_of(each.call, fabric) / each.images)
+        first = {}
+        for each in parts_of(run, compiled=True) if given.compile else ():
+            start = time.perf_counter()
+            each.call()
+            first[each.name] = time.perf_counter() - start
+            parts.append(each)
+        seconds = measured(parts, given.rounds, fabric)
+    precision = "bf16" if "bf16" in fabric._precision.precision else "fp32"
+    limit = best[f"convolution, {precision}"]
+    table = {
+        name: {
+            "MFLOP per image": work / 1e6,
+            "images/s": 1 / seconds[name],
+            "GFLOP/s": work / seconds[name] / 1e9,
+            "share of the limit": work / seconds[name] / limit,
+        }
+        for name, work in flops.items()
+    }
+    ratios, paid = overhead(seconds, flops), pay_back(seconds, first)
     print(f"{torch.get_num_threads()} threads, {fabric.device.type}, {precision}\n")
-    print("| limit | GFLOP/s |\n|---|---|")
-    for name, rate in best.items():
-        print(f"| {name} | {rate / 1e9:.0f} |")
-    print("\n| part | MFLOP per image | images/s | GFLOP/s | share |\n|---|---|---|---|---|")
-    table = {}
-    for name, work in flops.items():
-        taken = statistics.median(seconds[name])
-        table[name] = {"flops": work, "images_per_second": 1 / taken, "share": work / taken / limit}
-        print(
-            f"| {name} | {work / 1e6:.1f} | {1 / taken:.0f} | {work / taken / 1e9:.0f} | "
-            f"{work / taken / limit:.0%} |"
-        )
+    print_table("limit", {name: {"GFLOP/s": rate / 1e9} for name, rate in best.items()})
+    print_table("part", table)
+    print_table("ratio", {name: {"value": value} for name, value in ratios.items()})
+    if paid:
+        print_table("compiled", paid)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"limits": best, "parts": table}, indent=2), encoding="utf-8")
+    found = {"limits": best, "parts": table, "overhead": ratios, "compiled": paid}
+    given.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """Prints rows of the same columns in Markdown."""
+    columns = list(next(iter(rows.values())))
+    print(f"| {title} | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{each:.3g}" for each in row.values()) + " |")
+    print()
 
 
 if __name__ == "__main__":
