@@ -84,7 +84,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
-        version=2,
+        version=3,
     ),
     Stage(
         "tuning",
@@ -92,7 +92,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
-        version=2,
+        version=3,
     ),
     Stage(
         "student",

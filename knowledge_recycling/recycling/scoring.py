@@ -93,11 +93,13 @@ class Score:
         """Of `merit`, binomial; both accuracies are of the same images, so they count once."""
         return standard_error(self.merit, self.num_val) if self.failure is None else 0.0
 
-    @property
-    def least_cas(self) -> float:
-        """What `cas` of another setting is not clearly worse: within two standard errors."""
+    def least_cas(self, tries: int) -> float:
+        """Returns the least `cas` that is not clearly worse than this one, the best of so many.
+
+        The difference of two accuracies has the square root of 2 times the error of one.
+        """
         cas = self.cas or 0.0
-        return cas - 2 * standard_error(cas, self.num_val)
+        return cas - max(2.0, math.sqrt(2) * luck(tries)) * standard_error(cas, self.num_val)
 
 
 def cheap(config: StudentConfig, selection: SelectionConfig, knobs: Knobs) -> StudentConfig:
@@ -233,11 +235,10 @@ def best_of(
 ) -> int:
     """Returns the position of the best score, the `favourite`'s if none is clearly better.
 
-    CAS decides where it can tell: who is more than two standard errors below the best is out. Among
-    the others the best merit wins, if it is above the favourite's by more than a standard error;
-    less is likelier noise of the validation images than a better setting. Ties are broken by the
-    lower loss. Under a limit those that leak more are left out first; if all do, the one that leaks
-    least is returned.
+    CAS decides where it can tell: who is clearly below the best is out (`Score.least_cas`). Among
+    the others the best merit wins, if it is above the favourite's by more than chance would bring
+    the luckiest of so many (`luck`). Ties are broken by the lower loss. Under a limit those that
+    leak more are left out first; if all do, the one that leaks least is returned.
 
     Raises:
         RunError: No score is usable.
@@ -255,11 +256,24 @@ def best_of(
         least = min(usable, key=lambda i: _leakage(scores[i]))
         usable = [i for i in usable if _leakage(scores[i]) <= leakage_limit] or [least]
     top = max(usable, key=lambda i: scores[i].cas or 0.0)
-    least_cas = scores[top].least_cas
+    tries = len(scores) - 1
+    least_cas = scores[top].least_cas(tries)
     usable = [i for i in usable if (scores[i].cas or 0.0) >= least_cas]
     best = max(usable, key=lambda i: (scores[i].merit, -(scores[i].loss or 0.0)))
-    clear = scores[best].merit - scores[favourite].merit > scores[favourite].standard_error
+    noise = scores[favourite].standard_error * luck(tries)
+    clear = scores[best].merit - scores[favourite].merit > noise
     return favourite if favourite in usable and not clear else best
+
+
+def luck(tries: int) -> float:
+    """Returns how far the best of so many equals is above the mean, in standard deviations.
+
+    sqrt(2 ln n), which bounds the expected maximum of n standard normal variables; at least 1.
+
+    >>> [round(luck(n), 2) for n in (1, 2, 5, 20)]
+    [1.0, 1.18, 1.79, 2.45]
+    """
+    return max(1.0, math.sqrt(2 * math.log(max(tries, 1))))
 
 
 def _leakage(score: Score) -> float:
