@@ -19,13 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +31,7 @@ import torch
 
 from benchmarks.limit import Part, flops_of, generator_parts, seconds_of, with_generator
 from benchmarks.peers_env import FORMATS
+from benchmarks.peers_env.home import Attempts, enter
 from knowledge_recycling import Recipe, pipeline
 from knowledge_recycling.artefacts import (
     Run,
@@ -72,12 +68,9 @@ PEERS = {
     "DCGAN, 64 channels": {"kind": "benchmarks.peers_env.dcgan", "width": 64},
 }
 """Those without a width get the narrowest that needs our operations."""
-FEW = 5
+FEW = 2
 """Evaluations of the peers' networks while their speed is measured; it is the same in each."""
 REAL = "real images"
-ROOT = Path(__file__).parents[1]
-HOME = Path(__file__).parent / ".venv-peers"
-"""The peers' environment."""
 GENERATOR = next(stage for stage in pipeline.STAGES if stage.name == "generator")
 
 
@@ -93,28 +86,6 @@ class Speed:
     """Images per second."""
     evaluating: float
     """Evaluations of the network per second while sampling, times the images of a batch."""
-
-
-def build_home() -> Path:
-    """Returns the Python of the peers' environment; what cannot be installed is told."""
-    python, stamp = HOME / "bin/python", HOME / ".installed"
-    if stamp.exists():
-        return python
-    subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
-    (own,) = HOME.glob("lib/python*/site-packages")
-    (own / "project.pth").write_text(sysconfig.get_path("purelib"))  # torch is not installed twice
-    lines = (Path(__file__).parent / "peers_env/requirements.txt").read_text().splitlines()
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps"]
-    failed = [
-        line
-        for line in lines
-        if not line.startswith("#") and subprocess.run([*install, line], check=False).returncode
-    ]
-    for line in failed:
-        print(f"cannot install {line}", file=sys.stderr)
-    if not failed:
-        stamp.touch()
-    return python
 
 
 def work(generator: Any, knobs: Knobs) -> tuple[int, float]:
@@ -158,7 +129,7 @@ def parts_of(run: Run) -> list[Part]:
     return parts
 
 
-def speeds_of(run: Run, rounds: int, attempt: Callable[..., Any]) -> dict[str, Speed]:
+def speeds_of(run: Run, rounds: int, attempt: Attempts) -> dict[str, Speed]:
     """Returns the speed of ours and of each peer that works."""
     flops = work(new_generator(run), {})[1]
     found = {OURS: [run]} | {
@@ -306,7 +277,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 50], help="of the peers")
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 20], help="of the peers")
     parser.add_argument("--students", type=int, default=2, help="that judge each set")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -316,21 +287,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measures, prints the table in Markdown and writes it as JSON."""
-    given = arguments()
-    if Path(sys.prefix) != HOME:
-        surroundings = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-        command = [str(build_home()), "-m", "benchmarks.peers", *sys.argv[1:]]
-        os.execve(command[0], command, surroundings)  # noqa: S606
-    failures: dict[str, str] = {}
-
-    def attempt(name: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:  # whatever another package raises
-            traceback.print_exc()
-            failures[name] = f"{type(error).__name__}: {error}"
-            return None
-
+    enter("benchmarks.peers")
+    given, attempt = arguments(), Attempts()
     recipe = Recipe.load(given.recipe, given.set)
     splits = load_splits(recipe.data)
     run = pipeline.prepare(recipe, splits, given.out / "run", SilentReporter())
@@ -345,8 +303,8 @@ def main() -> None:
     rows |= real(run, given)
     with_ratios(rows)
     print(*table(rows), sep="\n")
-    print(*(f"\n{name} failed: {why}" for name, why in failures.items()), sep="")
-    outcome = {"threads": torch.get_num_threads(), "rows": rows, "failures": failures}
+    print(attempt.told())
+    outcome = {"threads": torch.get_num_threads(), "rows": rows, "failures": attempt.failures}
     (given.out / "peers.json").write_text(json.dumps(outcome, indent=2), encoding="utf-8")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from benchmarks.audit_peers import by_us, medians, simulated
 from benchmarks.limit import with_generator
 from benchmarks.peers import PEERS, entrants, with_ratios, work
+from benchmarks.peers_env.home import Attempts
 from knowledge_recycling import Recipe, RecipeError, pipeline
 from knowledge_recycling.artefacts import Run, new_generator
 from knowledge_recycling.data.splits import load_splits
@@ -52,6 +55,20 @@ def test_another_generator_keeps_the_other_settings(run: Run) -> None:
 def test_a_peer_that_is_not_installed_says_so(run: Run) -> None:
     with pytest.raises(RecipeError, match="cannot be imported"):
         next(entrants(run, {"kind": "benchmarks.peers_env.nobody"}, 1.0))
+
+
+def test_one_failure_leaves_the_other_figures() -> None:
+    attempt = Attempts()
+    figures = medians({"ours": lambda: 2.0, "peer": lambda: [][0]}, 3, attempt)
+    assert figures == {"ours": 2.0}
+    assert attempt.told() == "\npeer failed: IndexError: list index out of range"
+
+
+def test_simulated_members_are_told_apart() -> None:
+    signals = simulated(400, 15, 3)
+    members = 8 - signals.mask("shadow_members").sum(axis=0) == 1  # half of 16 models, so of ours
+    scores = by_us(signals)
+    assert roc_auc_score(members, scores) > 0.6
 
 
 def test_ratios_say_how_many_times_faster_ours_is() -> None:

@@ -15,7 +15,7 @@ from knowledge_recycling.models.generators import flow
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.models.latents import seeded_noise
 
-KNOBS = {"steps": Knob(50, (5, 50))}
+KNOBS = {"steps": Knob(20, (5, 20, 50))}
 WIDTHS = range(32, 257, 32)
 """What `Config.width` may be: the package normalises 32 groups of channels."""
 

@@ -11,7 +11,7 @@ from benchmarks.peers_env import FlowLikeConfig
 from knowledge_recycling.models.generators import flow
 from knowledge_recycling.models.knobs import Knob, Knobs
 
-KNOBS = {"steps": Knob(50, (5, 50))}
+KNOBS = {"steps": Knob(20, (5, 20, 50))}
 WIDTHS = range(8, 257, 4)
 """What `Config.width` may be."""
 
