@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.audit_peers import by_us, medians, simulated
 from benchmarks.limit import with_generator
-from benchmarks.peers import PEERS, entrants, with_ratios, work
+from benchmarks.peers import PEERS, entrants, speeds_of, with_ratios, work
 from benchmarks.peers_env.home import Attempts
 from knowledge_recycling import Recipe, RecipeError, pipeline
 from knowledge_recycling.artefacts import Run, new_generator
@@ -55,6 +55,17 @@ def test_another_generator_keeps_the_other_settings(run: Run) -> None:
 def test_a_peer_that_is_not_installed_says_so(run: Run) -> None:
     with pytest.raises(RecipeError, match="cannot be imported"):
         next(entrants(run, {"kind": "benchmarks.peers_env.nobody"}, 1.0))
+
+
+def test_a_peer_that_cannot_be_imported_leaves_ours(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.peers.PEERS", {"nobody": {"kind": "benchmarks.peers_env.no"}})
+    attempt = Attempts()
+    (speed,) = speeds_of(run, 1, attempt).values()
+    assert speed.generator["kind"] == "flow"
+    assert speed.training > 0
+    assert list(attempt.failures) == ["nobody"]
 
 
 def test_one_failure_leaves_the_other_figures() -> None:
