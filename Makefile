@@ -65,4 +65,4 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) benchmarks/.venv-peers runs build dist .pytest_cache .mypy_cache .ruff_cache

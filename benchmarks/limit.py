@@ -23,7 +23,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -37,10 +37,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from knowledge_recycling import Recipe, pipeline
-from knowledge_recycling.artefacts import Run, new_classifier
+from knowledge_recycling.artefacts import Run, new_classifier, new_generator
 from knowledge_recycling.compute import place
 from knowledge_recycling.data.splits import load_splits
-from knowledge_recycling.models.build import build_generator, build_objective, frozen
+from knowledge_recycling.models.build import build_objective, frozen
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.recycling.distillation import Teacher, soft_targets
@@ -152,7 +152,8 @@ def parts_of(run: Run, *, compiled: bool = False) -> Iterator[Part]:
     for each in classifier_parts(run, compiled=compiled):
         yield replace(each, name=each.name + suffix)
     for kind in KINDS[:1] if compiled else KINDS:
-        for each in generator_parts(run, kind, compiled=compiled):
+        of_kind = with_generator(run, {"kind": kind})
+        for each in generator_parts(of_kind, kind, compiled=compiled):
             yield replace(each, name=each.name + suffix)
 
 
@@ -191,19 +192,25 @@ def classifier_parts(run: Run, *, compiled: bool) -> Iterator[Part]:
     yield Part(GKD, len(labels), trained(gkd, batches))
 
 
-def generator_parts(run: Run, kind: str, *, compiled: bool) -> Iterator[Part]:
-    """Yields training and sampling of one kind of generator."""
+def with_generator(run: Run, generator: dict[str, Any], **training: int) -> Run:
+    """Returns the run with another generator and, if given, other settings of its training."""
+    values = run.recipe.model_dump(exclude_unset=True)
+    values["generator"] = generator
+    values["generator_training"] |= training
+    facts = pipeline.facts(run.splits, (), on_gpu=run.context.fabric.device.type != "cpu")
+    return replace(run, recipe=Recipe.from_dict(values).completed(facts))
+
+
+def generator_parts(
+    run: Run, name: str, knobs: Mapping[str, float] | None = None, *, compiled: bool = False
+) -> Iterator[Part]:
+    """Yields training and sampling of the run's generator."""
     fabric, members = run.context.fabric, run.members
-    config = Recipe.from_dict(
-        run.recipe.model_dump(exclude_unset=True) | {"generator": {"kind": kind}}
-    ).completed(pipeline.facts(run.splits, (), on_gpu=fabric.device.type != "cpu"))
-    generator = build_generator(
-        config.generator, members.shape, members.num_classes, fabric=fabric, seed=0, name="g"
-    )
-    objective = build_objective(generator, config.generator, fabric=fabric, seed=0, name="g")
-    size = config.generator_training.batch_size
+    generator = new_generator(run)
+    objective = build_objective(generator, run.generator, fabric=fabric, seed=0, name="g")
+    size = run.recipe.generator_training.batch_size
     batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
-    yield Part(f"{kind} training", size, trained(objective, batches))
+    yield Part(f"{name} training", size, trained(objective, batches))
     drawing = frozen(objective.averaged())
     if compiled:
         generator.network.compile()
@@ -212,9 +219,9 @@ def generator_parts(run: Run, kind: str, *, compiled: bool) -> Iterator[Part]:
 
     def sample() -> Tensor:
         with torch.no_grad(), fabric.autocast():
-            return drawing.sample(labels, torch.arange(SAMPLED), {})
+            return drawing.sample(labels, torch.arange(SAMPLED), knobs or {})
 
-    yield Part(f"{kind} sampling", SAMPLED, sample)
+    yield Part(f"{name} sampling", SAMPLED, sample)
 
 
 def trained(objective: object, batches: Shuffled) -> Callable[[], object]:
