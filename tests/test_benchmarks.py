@@ -1,0 +1,62 @@
+"""What the benchmarks compute from what they measure."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.growth import Case, exponent, resized, subset
+from benchmarks.limit import GKD, LABELLING, SAMPLING, TRAINING, flops_of, overhead, pay_back
+
+
+def test_the_exponent_of_a_power_law_is_its_power() -> None:
+    sizes = [1000.0, 2000.0, 8000.0]
+    assert exponent(sizes, [3 * size**0.25 for size in sizes]) == pytest.approx(0.25)
+
+
+def test_a_subset_has_the_first_images_of_the_first_classes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = {}
+    for split in ("train", "val", "test"):
+        whole[f"{split}_images"] = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+        whole[f"{split}_labels"] = rng.integers(0, 4, (60, 1))
+    np.savez(tmp_path / "whole.npz", **whole)
+    subset(tmp_path / "whole.npz", Case(images=9, side=8, classes=2), tmp_path / "part.npz")
+    with np.load(tmp_path / "part.npz") as part:
+        wanted = np.flatnonzero(whole["train_labels"].ravel() < 2)[:9]
+        np.testing.assert_array_equal(part["train_images"], whole["train_images"][wanted])
+        np.testing.assert_array_equal(part["train_labels"], whole["train_labels"][wanted])
+        assert (part["test_labels"] < 2).all()
+
+
+def test_resized_images_keep_colour_and_layout() -> None:
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    images[1] = (10, 100, 200)
+    larger = resized(images, 16)
+    assert larger.shape == (2, 16, 16, 3)
+    assert larger.dtype == np.uint8
+    assert (larger[1] == (10, 100, 200)).all()
+    assert resized(images, 8) is images
+
+
+def test_operations_are_counted_as_on_paper() -> None:
+    kernel = nn.Conv2d(3, 5, 3, padding=1, bias=False).requires_grad_(requires_grad=False)
+    images = torch.zeros(4, 3, 10, 10)
+    assert flops_of(lambda: kernel(images)) == 2 * 4 * 10 * 10 * 3 * 5 * 3 * 3
+
+
+def test_overhead_and_pay_back() -> None:
+    seconds = {TRAINING: 1.0, SAMPLING: 3.0, GKD: 1.5, LABELLING: 0.3}
+    flops = {TRAINING: 3.0, SAMPLING: 5.0, GKD: 4.0, LABELLING: 1.0}
+    ratios = overhead(seconds, flops)
+    assert ratios["GKD over plain training"] == 4.5
+    assert ratios["allowed"] == pytest.approx(1.15 * 3)
+    compiled = {f"{TRAINING}, compiled": 0.5, f"{SAMPLING}, compiled": 4.0}
+    paid = pay_back(seconds | compiled, dict.fromkeys(compiled, 20.0))
+    assert paid[f"{TRAINING}, compiled"] == {"seconds": 20.0, "gain": 1.0, "images": 40.0}
+    assert paid[f"{SAMPLING}, compiled"]["images"] == math.inf
