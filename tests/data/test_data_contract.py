@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -90,6 +91,31 @@ def dicom_example(folder: Path) -> dict[str, object]:
     return {"path": folder, "group_by": "none"}
 
 
+def idx_example(folder: Path) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    for begin, size in (("train", 30), ("t10k", 10)):
+        images = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        labels = np.arange(size, dtype=np.uint8) % 3
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+            (folder / f"{begin}-{name}-ubyte").write_bytes(head + array.tobytes())
+    return {"path": folder}
+
+
+def cifar_example(folder: Path) -> dict[str, object]:
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        pixels = rng.integers(0, 256, (12, 3072), dtype=np.uint8)
+        batch = {"labels": [i % 10 for i in range(12)], "data": pixels, "filenames": ["a.png"]}
+        (batches / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = [f"class {i}" for i in range(10)]
+    meta = {"num_cases_per_batch": 12, "label_names": names, "num_vis": 3072}
+    (batches / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return {"root": folder}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
     "digits": digits_example,
     "npz": npz_example,
@@ -98,6 +124,8 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
     "table": table_example,
     "hub": hub_example,
     "dicom": dicom_example,
+    "idx": idx_example,
+    "cifar": cifar_example,
 }
 
 

@@ -284,6 +284,10 @@ def traps(marker: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in ("state.json", "dataset_info.json", "data.arrow", "train.parquet"):
         (folder / "saved" / name).write_bytes(content)
     (folder / "breastmnist.npz").write_bytes(content)
+    (folder / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (folder / "cifar-100-python" / name).write_bytes(content)
+    (folder / "train-images-idx3-ubyte").write_bytes(content)
     for name in ("objects.npz", "set.npz", "set.npy"):
         yield "npz", {"path": folder / name}
     for name in ("set.csv", "set.parquet"):
@@ -292,6 +296,8 @@ def traps(marker: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield kind, {"path": folder / "classes"}
     yield "hub", {"path": folder / "saved"}
     yield "medmnist", {"name": "breastmnist", "root": folder}
+    yield "cifar", {"name": "cifar100", "root": folder}
+    yield "idx", {"path": folder}
 
 
 def test_no_source_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Shapes: N images, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,29 +30,33 @@ _UNREADABLE = (
     MemoryError,
     zipfile.BadZipFile,
     zlib.error,
+    struct.error,
 )
 
 
+NPZ = "an undamaged .npz archive of plain arrays; pickled objects are never loaded"
+
+
 @contextmanager
-def reading(where: object) -> Iterator[None]:
-    """Turns what NumPy raises on a missing, damaged or unsafe archive into a `DataError`."""
+def reading(where: object, expected: str = NPZ) -> Iterator[None]:
+    """Turns what reading a missing, damaged or unsafe file of arrays raises into a `DataError`."""
     try:
         yield
     except FileNotFoundError:
         raise DataError(
             "the file of images does not exist",
             where=where,
-            expected="an .npz archive",
+            expected=expected,
             got="nothing",
             next_step="correct the path; a relative one starts at the current folder",
         ) from None
     except _UNREADABLE as error:
         raise DataError(
-            "the archive cannot be read",
+            "the file of images cannot be read",
             where=where,
-            expected="an undamaged .npz archive of plain arrays; pickled objects are never loaded",
+            expected=expected,
             got=error,
-            next_step="copy or download it again, or write it with numpy.savez_compressed",
+            next_step="copy or download it again",
         ) from None
 
 
