@@ -21,6 +21,7 @@ from knowledge_recycling.artefacts import Run
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.errors import DataError, RecipeError, RunError
 from knowledge_recycling.fanout import fan_out, workers_for
+from knowledge_recycling.privacy.attacks import generator_loss
 from knowledge_recycling.privacy.audit import (
     IMAGES,
     MIN_SHADOWS,
@@ -41,17 +42,22 @@ from knowledge_recycling.privacy.dp import check_installed
 from knowledge_recycling.privacy.epsilon import CONFIDENCE
 from knowledge_recycling.privacy.many import MIN_PER_SIDE, half_memberships
 from knowledge_recycling.privacy.metrics import Trials
-from knowledge_recycling.privacy.signals import Bools
+from knowledge_recycling.privacy.signals import Bools, Labels, Signals
 from knowledge_recycling.privacy.yardsticks import About, random_guess, yardstick
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.rundir import check_done
-from knowledge_recycling.shadows import ABOUT, SIGNALS, Order, fulfil
+from knowledge_recycling.shadows import ABOUT, LOSSES, SIGNALS, Order, fulfil
 from knowledge_recycling.storage import read_arrays, read_json, write_arrays, write_json
 
 MOST_VULNERABLE = 20
 SANITY = "overfitted classifier (sanity)"
 MIN_HOLDOUT = 20
+
+GENERATOR_ATTACKS = {
+    "loss": generator_loss.Config(calibrated=False),
+    "calibrated_loss": generator_loss.Config(),
+}
 
 Answers = dict[str, npt.NDArray[Any]]
 """What one shadow left, by name: logits [Q,N+P,K] of targets, scores [N] of attacks on its set."""
@@ -218,7 +224,9 @@ def write_audit(
         for target, battery in batteries.items()
         for group, found in battery.found.items()
     }
-    privacy |= synthetic_privacy(seen.answers, seen.members, np.where(judged, planted.kinds, -1))
+    kinds = np.where(judged, planted.kinds, -1)
+    privacy |= synthetic_privacy(seen.answers, seen.members, kinds)
+    privacy |= generator_privacy(seen.answers, seen.members, kinds, planted.pool.labels)
     ranks = vulnerability(targets["student" if "student" in targets else "teacher"])
     most = np.argsort(-ranks)[:MOST_VULNERABLE]
     write_arrays(folder / "members.npz", {"members": seen.members, "kinds": planted.kinds})
@@ -315,7 +323,7 @@ def _target(name: str, group: str) -> str:
 
 
 def synthetic_privacy(
-    answers: tuple[Answers, ...], members: Bools, kinds: npt.NDArray[np.int64]
+    answers: tuple[Answers, ...], members: Bools, kinds: Labels
 ) -> dict[str, Any]:
     """Returns what the attacks on the synthetic sets found, by group of images and attack."""
     found: dict[str, Any] = {}
@@ -325,9 +333,37 @@ def synthetic_privacy(
             Trials(np.asarray(part[name][judged], dtype=np.float64), own[judged])
             for part, own in zip(answers, members, strict=True)
         ]
+        attack = name.removeprefix("synthetic.")
         for group, each in by_group(trials, kinds[judged]).items():
-            attack = as_result({name.removeprefix("synthetic."): each})
-            found.setdefault(_target("synthetic set", group), {}).update(attack)
+            found.setdefault(_target("synthetic set", group), {}).update(as_result({attack: each}))
+    return found
+
+
+def generator_privacy(
+    answers: tuple[Answers, ...], members: Bools, kinds: Labels, labels: Labels
+) -> dict[str, Any]:
+    """Returns what the generators' losses give away, by group of images and attack.
+
+    Nothing for kinds that have no loss of an image.
+    """
+    if LOSSES not in answers[0]:
+        return {}
+    found: dict[str, Any] = {}
+    judged = kinds >= 0
+    losses, members = np.stack([each[LOSSES] for each in answers])[:, judged], members[:, judged]
+    for name, attack in GENERATOR_ATTACKS.items():
+        trials = []
+        for number, own in enumerate(members):
+            others = np.arange(len(members)) != number
+            signals = Signals(
+                labels=labels[judged],
+                losses=losses[number],
+                shadow_losses=losses[others],
+                shadow_members=members[others],
+            )
+            trials.append(Trials(generator_loss.score(signals, attack), own))
+        for group, each in by_group(trials, kinds[judged]).items():
+            found.setdefault(_target("generator", group), {}).update(as_result({name: each}))
     return found
 
 

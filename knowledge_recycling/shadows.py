@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from knowledge_recycling import choosing, stages
 from knowledge_recycling.artefacts import (
@@ -40,7 +41,7 @@ from knowledge_recycling.privacy.yardsticks import About
 from knowledge_recycling.randomness import named_seed, rng
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.recycling.distillation import with_knobs
-from knowledge_recycling.recycling.synthesis import draw_set, open_set
+from knowledge_recycling.recycling.synthesis import Source, draw_set, open_set
 from knowledge_recycling.rundir import SCRATCH, Fingerprint, perform
 from knowledge_recycling.storage import (
     read_json,
@@ -55,7 +56,9 @@ from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedErro
 SIGNALS = "signals.npz"
 ABOUT = "about.json"
 """What is known of each target, by name."""
-VERSION = 2
+LOSSES = "generator.losses"
+"""Among `SIGNALS`: how badly the generator explains each image of the pool."""
+VERSION = 3
 """Raised when the same settings and members begin to give other answers."""
 SYNTHETIC_ATTACKS = {
     "distance": synthetic.Config(method="distance"),
@@ -125,7 +128,10 @@ def make_shadow(order: Order, folder: Path) -> None:
         answers[target.name] = queried(shadow, target.classifier, order.pool)
         about[target.name] = target.about
     if audit.mode == "pipeline":
-        answers |= synthetic_scores(shadow, order.pool)
+        teacher = load_teacher(shadow)
+        source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
+        answers |= synthetic_scores(shadow, source, order.pool)
+        answers |= generator_losses(shadow, source, order.pool)
     write_arrays(folder / SIGNALS, answers)
     write_json(folder / ABOUT, {name: asdict(each) for name, each in about.items()})
     shutil.rmtree(shadow.folder)
@@ -246,16 +252,31 @@ def queried(shadow: Run, classifier: Classifier, pool: ImageSet) -> npt.NDArray[
     return np.asarray(np.stack(answers), dtype=np.float32)
 
 
-def synthetic_scores(shadow: Run, pool: ImageSet) -> dict[str, Floats]:
+def generator_losses(shadow: Run, source: Source, pool: ImageSet) -> dict[str, Floats]:
+    """Returns how badly the generator explains each image, [N], if its kind can say.
+
+    A GAN's cannot: its discriminator is no part of a candidate, so it is not released either.
+    """
+    losses = getattr(source.generator, "losses", None)
+    if losses is None:
+        return {}
+    fabric, parts = shadow.context.fabric, []
+    for start in range(0, len(pool), 512):
+        images = to_unit(pool.images[start : start + 512]).to(fabric.device)
+        labels = torch.from_numpy(pool.labels[start : start + 512]).to(fabric.device)
+        with fabric.autocast():
+            parts.append(losses(images, labels).double().cpu())
+    return {LOSSES: torch.cat(parts).numpy()}
+
+
+def synthetic_scores(shadow: Run, source: Source, pool: ImageSet) -> dict[str, Floats]:
     """Returns scores [N] of the attacks on a synthetic set as large as the shadow's members."""
-    teacher = load_teacher(shadow)
-    source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
     path = shadow.folder / "synthetic.npy"
     draw_set(source, len(shadow.members), path, ("audit", "synthetic"), shadow.context)
     drawn = open_set(path, pool.class_names)
     views: dict[str, Callable[[ImageSet], Floats]] = {
         "pixels": _pixels,
-        "features": partial(stages.features, shadow, teacher.classifier),
+        "features": partial(stages.features, shadow, load_teacher(shadow).classifier),
     }
     scores = {}
     for space, view in views.items():

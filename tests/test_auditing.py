@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from test_end_to_end import kr_command, write_recipe
 
 from knowledge_recycling import pipeline, shadows
@@ -21,6 +22,7 @@ from knowledge_recycling.auditing import (
     check_holdout,
     check_supported,
     enough_shadows,
+    generator_privacy,
     targets_of,
 )
 from knowledge_recycling.config import Facts
@@ -29,9 +31,10 @@ from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.errors import DataError, RecipeError, RunError
 from knowledge_recycling.fanout import Workers, in_order
 from knowledge_recycling.privacy.canaries import Planted
+from knowledge_recycling.privacy.many import half_memberships
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.shadows import Order
+from knowledge_recycling.shadows import LOSSES, Order
 from knowledge_recycling.training.classifier import DivergedError
 
 
@@ -77,8 +80,10 @@ def test_an_audit_reports_every_target_and_goes_on_where_it_stopped(
     }  # fmt: skip
     assert rows["DP-SGD with epsilon 8"]["epsilon"] <= 8
     made = rows.keys() - {"random guess"}
-    assert targets == {"overfitted classifier (sanity)", "synthetic set"} | made
-    assert result["audit"]["epsilon_at_least"].keys() == targets - {"synthetic set"}
+    of_images = {"synthetic set", "generator"}
+    assert targets == {"overfitted classifier (sanity)"} | of_images | made
+    assert result["audit"]["epsilon_at_least"].keys() == targets - of_images
+    assert result["privacy"]["generator"].keys() == {"loss", "calibrated_loss"}
     assert "student, mislabelled canaries" in result["privacy"]
 
     members = dict(np.load(out / "audit/members.npz"))
@@ -115,6 +120,25 @@ def test_a_failed_shadow_is_left_out_and_counted(
     rows = {row.name for row in result.audit.yardsticks}
     assert rows == {"random guess", "teacher", "early-stopped teacher", "DP-SGD with epsilon 8"}
     assert not any(name.startswith("student") for name in result.privacy)
+
+
+def test_a_generator_that_knows_its_members_by_heart_is_found_out() -> None:
+    """Each image has its own difficulty, which hides its membership until it is taken off."""
+    random = np.random.default_rng(0)
+    members = half_memberships(12, 200, random)
+    difficulty = random.normal(0, 3, 200)
+    losses = difficulty - 0.5 * members + random.normal(0, 0.1, members.shape)
+    answers = tuple({LOSSES: each} for each in losses)
+    kinds = np.zeros(200, dtype=np.int64)
+    kinds[180:190], kinds[190:] = 1, -1  # canaries; images that too few shadows know
+    labels = np.zeros(200, dtype=np.int64)
+    found = generator_privacy(answers, members, kinds, labels)
+    assert found.keys() == {"generator", "generator, mislabelled canaries"}
+    assert found["generator"]["calibrated_loss"]["auc"] > 0.99
+    pooled = roc_auc_score(members[:, :180].ravel(), -losses[:, :180].ravel())
+    assert found["generator"]["loss"]["auc"] == pytest.approx(pooled)
+    assert pooled < 0.6
+    assert generator_privacy(({"student": losses},), members, kinds, labels) == {}
 
 
 def test_a_folder_without_a_run_cannot_be_audited(tmp_path: Path) -> None:

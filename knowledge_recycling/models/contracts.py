@@ -23,7 +23,11 @@ class Classifier(nn.Module):
 
 
 class Generator(nn.Module):
-    """Labels to images; built as `Generator(config, shape, num_classes)`."""
+    """Labels to images; built as `Generator(config, shape, num_classes)`.
+
+    It may have `losses(images, labels)` as well: how badly it explains real images [N,C,H,W], [N],
+    the same for an image whatever else is in the batch. An audit then attacks it by them.
+    """
 
     def sample(self, labels: Tensor, seeds: Tensor, knobs: Knobs) -> Tensor:
         """Returns images [N,C,H,W] in [-1, 1] for labels [N] (on the device) and seeds [N] (CPU).

@@ -201,6 +201,19 @@ def test_sampling_leaves_the_global_generator_alone(generator: Build, kind: str)
 
 
 @generators
+def test_losses_of_an_image_do_not_depend_on_the_batch(generator: Build, kind: str) -> None:
+    network = frozen(generator(kind, (3, 8, 8), 2))
+    if not hasattr(network, "losses"):  # a GAN has none: its discriminator is another network
+        return
+    images, labels = torch.rand(5, 3, 8, 8) * 2 - 1, torch.tensor([0, 1, 0, 1, 1])
+    whole = network.losses(images, labels)
+    assert whole.shape == (5,)
+    assert (whole > 0).all()
+    apart = torch.cat([network.losses(images[i : i + 1], labels[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(apart, whole, rtol=1e-4, atol=1e-5)
+
+
+@generators
 def test_labels_matter_once_something_is_learnt(objective: Build, kind: str) -> None:
     learner = objective(kind, (1, 8, 8), 2)
     losses = teach(learner, (1, 8, 8), 2, range(40))

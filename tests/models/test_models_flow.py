@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from knowledge_recycling.models.generators.flow import (
+    LOSS_TIMES,
     Attention,
     Config,
     Generator,
@@ -133,6 +135,31 @@ def test_the_loss_of_standing_still_is_that_of_its_own_noise(fabric: Fabric) -> 
     noise = torch.randn(images.shape, generator=rng(0, "a"))
     loss = objective.loss(images, torch.zeros(16, dtype=torch.long), rng(0, "a"))
     torch.testing.assert_close(loss, (noise - images).square().mean())
+
+
+def test_losses_are_the_errors_of_the_velocity_at_quantiles_of_the_training_times() -> None:
+    generator = generator_with(lambda x, t, labels: x * 0.5 + t[:, None, None, None])
+    images = torch.rand(3, *SHAPE) * 2 - 1
+    losses = generator.losses(images, torch.tensor([0, 1, 1]))
+    expected = []
+    normal = statistics.NormalDist()
+    for image in images:
+        errors = []
+        for i in range(LOSS_TIMES):
+            t = 1 / (1 + math.exp(-normal.inv_cdf((i + 0.5) / LOSS_TIMES)))
+            noise = seeded_noise(torch.tensor([i]), SHAPE)[0]
+            x = (1 - t) * image + t * noise
+            errors.append(float(((x * 0.5 + t) - (noise - image)).square().mean()))
+        expected.append(sum(errors) / LOSS_TIMES)
+    torch.testing.assert_close(losses, torch.tensor(expected))
+
+
+def test_the_exact_velocity_of_a_single_image_explains_it_and_no_other() -> None:
+    image = torch.full(SHAPE, 0.3)
+    generator = generator_with(gaussian_velocity(0.3, 0.0))
+    losses = generator.losses(torch.stack([image, -image]), torch.zeros(2, dtype=torch.long))
+    assert losses[0] < 1e-8
+    assert losses[1] > 0.1
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])

@@ -33,6 +33,9 @@ KNOBS = {
     "steps": Knob(3, (2, 3, 6), tuned=False),
 }
 
+LOSS_TIMES = 8
+"""Times at which `Generator.losses` looks."""
+
 
 class Config(PluginConfig):
     """The flow generator and its training."""
@@ -84,6 +87,23 @@ class Generator(nn.Module):
         for t, t_next in itertools.pairwise(times):
             x = self._heun_step(x, (t, t_next), labels, setting["guidance"])
         return x.clamp_(-1.0, 1.0)
+
+    @torch.no_grad()
+    def losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Returns the denoising errors [N] of images [N,C,H,W] in [-1, 1] of the classes `labels`.
+
+        The flow matching loss, at quantiles of the times of training, each with one noise for all
+        images, so that images and generators compare: what an attack on a generator asks.
+        """
+        quantiles = (torch.arange(LOSS_TIMES) + 0.5) / LOSS_TIMES
+        times = torch.special.ndtri(quantiles).sigmoid().tolist()
+        noises = seeded_noise(torch.arange(LOSS_TIMES), self.shape).to(images.device)
+        errors = torch.zeros(len(images), device=images.device)
+        for t, noise in zip(times, noises, strict=True):
+            at = torch.full((len(images),), t, device=images.device)
+            velocity = self.velocity(torch.lerp(images, noise, t), at, labels).float()
+            errors += (velocity - (noise - images)).square().mean(dim=(1, 2, 3))
+        return errors / LOSS_TIMES
 
     def _heun_step(
         self, x: Tensor, interval: tuple[float, float], labels: Tensor, guidance: float
