@@ -50,7 +50,6 @@ from knowledge_recycling.storage import (
     write_arrays,
     write_json,
 )
-from knowledge_recycling.training.batches import derived_length
 from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedError, predict_logits
 
 SIGNALS = "signals.npz"
@@ -168,10 +167,9 @@ def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
 
 def shortened(recipe: Recipe, whole: int, part: int) -> Recipe:
     """Returns the recipe for `part` of the `whole` images: lengths change as derived ones do."""
-    share = derived_length(part) / derived_length(whole)
 
     def shorter(training: Any) -> Any:
-        images_seen = round(training.images_seen * share)
+        images_seen = round(training.images_seen * training.length(part) / training.length(whole))
         return training.model_copy(update={"images_seen": images_seen})
 
     generator = shorter(recipe.generator_training)

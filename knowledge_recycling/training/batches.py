@@ -62,14 +62,20 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return max(1, size // batch_size)
 
 
-def derived_length(num_images: int) -> int:
-    """Returns the images that a training sees of a set of `num_images`, repetitions included.
+def short_length(num_images: int) -> int:
+    """Returns the images that a training sees which a small set soon teaches all it can.
 
-    20,000 N^(1/4): a training needs its thousands of steps however small the set. Above 32,000
-    images it would fall to a few epochs, so from there it is 1500 N^(1/2).
+    1500 N^(1/2), repetitions included: the smaller the set, the sooner it is known by heart.
     """
-    root = math.sqrt(num_images)
-    return round(max(20_000 * math.sqrt(root), 1500 * root))
+    return round(1500 * math.sqrt(num_images))
+
+
+def long_length(num_images: int) -> int:
+    """Returns the images that a training sees which needs its steps however small the set.
+
+    20,000 N^(1/4), repetitions included, but never less than `short_length`.
+    """
+    return max(short_length(num_images), round(20_000 * math.sqrt(math.sqrt(num_images))))
 
 
 def derived_batch_size(num_images: int, *, largest: int) -> int:

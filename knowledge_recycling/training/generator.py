@@ -13,7 +13,7 @@ from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance, derived_batch_size, derived_length
+from knowledge_recycling.training.batches import Balance, derived_batch_size, long_length
 from knowledge_recycling.training.loop import Batches, Record
 
 
@@ -21,8 +21,8 @@ class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 20,000 times the fourth root of the number N of real images, 1500
-    times the square root above 32,000."""
+    """Length of training; unset: 20,000 times the fourth root of the number of real images, or 1500
+    times the square root, if that is more."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
@@ -34,10 +34,15 @@ class GeneratorTraining(Config):
     first_candidate: float = Field(0.5, gt=0, le=1)
     """Share of training after which the first candidate is saved."""
 
+    @staticmethod
+    def length(num_images: int) -> int:
+        """Returns the derived length for a number of real images."""
+        return long_length(num_images)
+
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
         return {
-            "images_seen": derived_length(facts.num_train),
+            "images_seen": self.length(facts.num_train),
             "batch_size": derived_batch_size(facts.num_train, largest=64),
             "augment": facts.symmetries,
         }

@@ -292,22 +292,23 @@ def test_class_weights_reach_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("num_train", "batch_size", "length"),
+    ("num_train", "batch_size", "teacher", "student"),
     [
-        (16, 16, 40_000),
-        (256, 32, 80_000),
-        (1024, 64, 113_137),
-        (4096, 128, 160_000),
-        (90_000, 128, 450_000),
+        (16, 16, 6_000, 40_000),
+        (256, 32, 24_000, 80_000),
+        (1024, 64, 48_000, 113_137),
+        (4096, 128, 96_000, 160_000),
+        (90_000, 128, 450_000, 450_000),
     ],
 )
 def test_derived_lengths_and_batches(
-    make_facts: Callable[..., Facts], num_train: int, batch_size: int, length: int
+    make_facts: Callable[..., Facts], num_train: int, batch_size: int, teacher: int, student: int
 ) -> None:
     facts = make_facts(num_train=num_train, symmetries=("hflip",))
     config = ClassifierTraining().completed(facts)
     assert config.batch_size == batch_size
-    assert config.images_seen == length
+    assert config.images_seen == teacher
+    assert StudentTraining().completed(facts).images_seen == student
     assert config.augment == ("shift", "cutout", "hflip")
 
 
