@@ -51,14 +51,9 @@ from knowledge_recycling.recycling.synthesis import draw_set, open_set
 from knowledge_recycling.rundir import flattened, output_digest, perform, record_of
 from knowledge_recycling.storage import read_json, read_weights, write_json
 from knowledge_recycling.training.batches import Shuffled
-from knowledge_recycling.training.classifier import (
-    WEIGHTS,
-    Fit,
-    fit_classifier,
-    hard_targets,
-    predict_logits,
-)
+from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
 from knowledge_recycling.training.loop import read_records
+from knowledge_recycling.training.validation import predict_logits
 
 OURS = "ours (flow)"
 PEERS = {

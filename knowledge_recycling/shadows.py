@@ -50,7 +50,8 @@ from knowledge_recycling.storage import (
     write_arrays,
     write_json,
 )
-from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedError, predict_logits
+from knowledge_recycling.training.classifier import EARLY, WEIGHTS, DivergedError
+from knowledge_recycling.training.validation import predict_logits
 
 SIGNALS = "signals.npz"
 ABOUT = "about.json"

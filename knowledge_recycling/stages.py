@@ -52,16 +52,10 @@ from knowledge_recycling.rundir import SCRATCH, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
-from knowledge_recycling.training.classifier import (
-    WEIGHTS,
-    Fit,
-    fit_classifier,
-    hard_targets,
-    kept,
-    predict_logits,
-)
+from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
 from knowledge_recycling.training.generator import SaveCandidates, augmented
 from knowledge_recycling.training.loop import METRICS, Plan, train
+from knowledge_recycling.training.validation import kept, predict_logits
 
 STUDENT = "student.json"
 """What the student reached, beside its weights."""

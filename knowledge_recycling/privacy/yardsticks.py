@@ -20,7 +20,7 @@ from knowledge_recycling.evaluation.utility import Estimate
 from knowledge_recycling.privacy.dp import DPConfig
 from knowledge_recycling.privacy.metrics import Aggregate, accuracy_over_privacy, jackknifed
 from knowledge_recycling.privacy.signals import AnyFloats, Bools, Floats, Labels
-from knowledge_recycling.training.classifier import macro_auroc
+from knowledge_recycling.training.validation import macro_auroc
 
 FPR = 0.01
 """The false positive rate of the table and the figure."""

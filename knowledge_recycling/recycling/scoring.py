@@ -33,15 +33,15 @@ from knowledge_recycling.recycling.distillation import (
 from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
-from knowledge_recycling.training.classifier import (
-    DivergedError,
+from knowledge_recycling.training.classifier import DivergedError
+from knowledge_recycling.training.loop import Record
+from knowledge_recycling.training.validation import (
     below,
     kept,
     merit,
     predict_logits,
     standard_error,
 )
-from knowledge_recycling.training.loop import Record
 
 SCORE = "score.json"
 PROBE_SIZE = 64

@@ -27,8 +27,9 @@ from knowledge_recycling.recycling.scoring import (
     score,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
-from knowledge_recycling.training.classifier import StudentTraining, below
+from knowledge_recycling.training.classifier import StudentTraining
 from knowledge_recycling.training.loop import Record, read_records
+from knowledge_recycling.training.validation import below
 
 
 class Painter(nn.Module):

@@ -38,6 +38,8 @@ from knowledge_recycling.training.classifier import (
     TeacherTraining,
     fit_classifier,
     hard_targets,
+)
+from knowledge_recycling.training.validation import (
     kept,
     macro_auroc,
     out_of_patience,
@@ -318,7 +320,8 @@ def test_a_student_is_shown_all_that_its_teacher_is_and_more(
     facts = make_facts(symmetries=("vflip",))
     student, teacher = (each().completed(facts) for each in (StudentTraining, TeacherTraining))
     assert set(student.augment) > set(teacher.augment)
-    assert (student.images_seen, student.batch_size) == (teacher.images_seen, teacher.batch_size)
+    assert student.images_seen >= teacher.images_seen
+    assert student.batch_size == teacher.batch_size
 
 
 def test_images_reach_the_network_in_the_unit_range(

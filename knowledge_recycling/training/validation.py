@@ -1,0 +1,130 @@
+"""What a snapshot of a classifier is worth on the validation split, and which one to keep.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_fabric import Fabric
+from scipy.special import log_softmax
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from knowledge_recycling.data.augment import augment
+from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.randomness import rng
+from knowledge_recycling.training.loop import Record
+
+USELESS = {
+    "val_accuracy": 0.0,
+    "val_robust_accuracy": 0.0,
+    "val_auroc": 0.0,
+    "val_loss": float(np.finfo(np.float32).max),
+}
+"""Measures of a classifier whose logits are not numbers: worse than all others."""
+
+
+@torch.inference_mode()
+def predict_logits(
+    classifier: nn.Module,
+    image_set: ImageSet,
+    fabric: Fabric,
+    batch_size: int = 512,
+    *,
+    augmentations: Sequence[str] = (),
+) -> npt.NDArray[np.float64]:
+    """Returns the logits of a set, [N,K] in float64, in eval mode.
+
+    `augmentations` change the images first, always in the same way.
+    """
+    classifier.eval()
+    parts = []
+    for start in range(0, len(image_set), batch_size):
+        images = to_unit(image_set.images[start : start + batch_size]).to(fabric.device)
+        images = augment(images, augmentations, rng(0, "prediction", start))
+        with fabric.autocast():
+            parts.append(classifier(images).double().cpu())
+    return torch.cat(parts).numpy()
+
+
+def validate(classifier: nn.Module, val: ImageSet, fabric: Fabric) -> Record:
+    """Returns the measures of one snapshot.
+
+    `val_accuracy`, `val_robust_accuracy` (of corrupted copies), `val_auroc` (macro, one against
+    rest) and `val_loss` (nats).
+    """
+    logits = predict_logits(classifier, val, fabric)
+    corrupted = predict_logits(classifier, val, fabric, augmentations=("corrupt",))
+    if not (np.isfinite(logits).all() and np.isfinite(corrupted).all()):
+        return dict(USELESS)
+    log_probabilities = log_softmax(logits, axis=1)
+    return {
+        "val_accuracy": float(np.mean(logits.argmax(axis=1) == val.labels)),
+        "val_robust_accuracy": float(np.mean(corrupted.argmax(axis=1) == val.labels)),
+        "val_auroc": macro_auroc(np.exp(log_probabilities), val.labels),
+        "val_loss": float(-np.mean(log_probabilities[np.arange(len(val)), val.labels])),
+    }
+
+
+def macro_auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+    """Returns the mean one-against-rest AUROC over the classes that `labels` [N] has."""
+    present = [k for k in range(probabilities.shape[1]) if 0 < np.sum(labels == k) < len(labels)]
+    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in present]))
+
+
+def merit(record: Record) -> float:
+    """Returns what choices on the validation split maximise.
+
+    The mean of the accuracies on the validation images and on their corrupted copies: images met
+    later rarely come from exactly the same source.
+    """
+    return (record["val_accuracy"] + record["val_robust_accuracy"]) / 2
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Returns the binomial standard error of an accuracy in [0, 1]."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def kept(records: Sequence[Record], num_val: int) -> int:
+    """Returns the position of the snapshot to keep: the latest that is not clearly worse.
+
+    Clearly: by more than a standard error of the best merit before it. On few images the best of
+    many snapshots is likelier lucky than good, and later ones are averaged over more of training.
+    """
+    chosen = 0
+    for i, record in enumerate(records):
+        best = max(map(merit, records[: i + 1]))
+        if merit(record) >= best - standard_error(best, num_val) and is_usable(record):
+            chosen = i
+    return chosen
+
+
+def is_usable(record: Record) -> bool:
+    """Returns whether the snapshot gave numbers."""
+    return record["val_loss"] < USELESS["val_loss"]
+
+
+def out_of_patience(
+    patience: int | None, bar: Sequence[float] = ()
+) -> Callable[[Sequence[Record]], bool]:
+    """Returns whether the best record is `patience` or more snapshots old, or the last `below`."""
+
+    def reached(records: Sequence[Record]) -> bool:
+        if below(records, bar):
+            return True
+        best = max(range(len(records)), key=lambda i: (merit(records[i]), -records[i]["val_loss"]))
+        return patience is not None and len(records) - 1 - best >= patience
+
+    return reached
+
+
+def below(records: Sequence[Record], bar: Sequence[float]) -> bool:
+    """Returns whether the last record's merit is below the bar of its snapshot, if it has one."""
+    return len(records) <= len(bar) and merit(records[-1]) < bar[len(records) - 1]
