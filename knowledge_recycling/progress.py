@@ -66,20 +66,23 @@ class PlainReporter:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
-        """Prints the label, the images and their rate once the task is over."""
-        done = [0]
-        first: list[int] = []
+        """Prints the label, the images and their rate once the task is over.
+
+        The rate counts from the first time the task tells how far it is: it may have gone on with
+        earlier work.
+        """
+        start = time.monotonic()
+        told: list[tuple[int, float]] = []
 
         def advance(count: int) -> None:
-            if not first:
-                first.append(count)
-            done[0] = count
+            told.append((count, time.monotonic()))
+            del told[1:-1]
 
-        start = time.monotonic()
         yield advance
-        seconds = time.monotonic() - start
-        rate = (done[0] - (first[0] if first else 0)) / max(seconds, 1e-9)
-        self._print(f"  {label}: {done[0]} of {total} images, {seconds:.0f} s, {rate:.0f}/s")
+        done, seconds = told[-1][0] if told else 0, time.monotonic() - start
+        (before, since) = told[0] if len(told) > 1 else (0, start)
+        rate = (done - before) / max(time.monotonic() - since, 1e-9)
+        self._print(f"  {label}: {done} of {total} images, {seconds:.0f} s, {rate:.0f}/s")
 
     def stage(self, name: str) -> None:
         """Prints the name of the stage."""
