@@ -63,17 +63,17 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def short_length(num_images: int) -> int:
-    """Returns the images that a training sees which a small set soon teaches all it can.
+    """Returns the images that the training of a classifier sees: 1500 N^(1/2), repetitions included.
 
-    1500 N^(1/2), repetitions included: the smaller the set, the sooner it is known by heart.
+    The smaller the set, the sooner it has taught all it can.
     """
     return round(1500 * math.sqrt(num_images))
 
 
 def long_length(num_images: int) -> int:
-    """Returns the images that a training sees which needs its steps however small the set.
+    """Returns the images that the training of a generator sees: 20,000 N^(1/4), or `short_length`.
 
-    20,000 N^(1/4), repetitions included, but never less than `short_length`.
+    It needs its thousands of steps however small the set.
     """
     return max(short_length(num_images), round(20_000 * math.sqrt(math.sqrt(num_images))))
 

@@ -32,7 +32,6 @@ from knowledge_recycling.storage import write_weights
 from knowledge_recycling.training.batches import (
     Balance,
     derived_batch_size,
-    long_length,
     short_length,
 )
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
@@ -50,8 +49,7 @@ class ClassifierTraining(Config):
     """How a classifier is trained."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: of a teacher 1500 times the square root of the number of real
-    images, of a student 20,000 times the fourth root, if that is more."""
+    """Length of training; unset: 1500 times the square root of the number of real images."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 128 for large ones."""
     learning_rate: float = Field(0.1, gt=0)
@@ -95,14 +93,8 @@ class StudentTraining(ClassifierTraining):
     The teacher labels each augmented image as it is, so that even augmentations which change the
     class leave the label right: by default there are more of them, also those that make images
     look as if they came from another device ("consistent teaching", Beyer et al. 2022,
-    arXiv 2106.05237). It also takes longer, as they found: its images are ever new, so it does not
-    learn them by heart.
+    arXiv 2106.05237).
     """
-
-    @staticmethod
-    def length(num_images: int) -> int:
-        """Returns the derived length for a number of real images."""
-        return long_length(num_images)
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""

@@ -294,23 +294,22 @@ def test_class_weights_reach_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("num_train", "batch_size", "teacher", "student"),
+    ("num_train", "batch_size", "length"),
     [
-        (16, 16, 6_000, 40_000),
-        (256, 32, 24_000, 80_000),
-        (1024, 64, 48_000, 113_137),
-        (4096, 128, 96_000, 160_000),
-        (90_000, 128, 450_000, 450_000),
+        (16, 16, 6_000),
+        (256, 32, 24_000),
+        (1024, 64, 48_000),
+        (4096, 128, 96_000),
+        (90_000, 128, 450_000),
     ],
 )
 def test_derived_lengths_and_batches(
-    make_facts: Callable[..., Facts], num_train: int, batch_size: int, teacher: int, student: int
+    make_facts: Callable[..., Facts], num_train: int, batch_size: int, length: int
 ) -> None:
     facts = make_facts(num_train=num_train, symmetries=("hflip",))
     config = ClassifierTraining().completed(facts)
     assert config.batch_size == batch_size
-    assert config.images_seen == teacher
-    assert StudentTraining().completed(facts).images_seen == student
+    assert config.images_seen == length
     assert config.augment == ("shift", "cutout", "hflip")
 
 
@@ -320,8 +319,7 @@ def test_a_student_is_shown_all_that_its_teacher_is_and_more(
     facts = make_facts(symmetries=("vflip",))
     student, teacher = (each().completed(facts) for each in (StudentTraining, TeacherTraining))
     assert set(student.augment) > set(teacher.augment)
-    assert student.images_seen >= teacher.images_seen
-    assert student.batch_size == teacher.batch_size
+    assert (student.images_seen, student.batch_size) == (teacher.images_seen, teacher.batch_size)
 
 
 def test_images_reach_the_network_in_the_unit_range(
