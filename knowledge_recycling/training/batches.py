@@ -63,7 +63,7 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def short_length(num_images: int) -> int:
-    """Returns the images that the training of a classifier sees: 1500 N^(1/2), repetitions included.
+    """Returns the images that the training of a classifier sees: 1500 N^(1/2), repeated ones too.
 
     The smaller the set, the sooner it has taught all it can.
     """
