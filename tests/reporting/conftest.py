@@ -93,6 +93,8 @@ def _result(rng: np.random.Generator) -> dict[str, Any]:
             0.94 - 0.1 * (std - 1.2) ** 2 + 0.005 * float(rng.normal()),
             trial=trial,
             knobs={"std": std, "guidance": round(0.5 * (trial % 4), 2), "filter": trial % 3 == 0},
+            full_cas=0.95 if trial < 2 else None,
+            full_robust_cas=0.93 if trial < 2 else None,
         )
         for trial, std in enumerate(np.linspace(1, 2, 12).round(2).tolist())
     ]
