@@ -41,7 +41,7 @@ from knowledge_recycling.privacy.canaries import KINDS, Planted, plant
 from knowledge_recycling.privacy.dp import check_installed
 from knowledge_recycling.privacy.epsilon import CONFIDENCE
 from knowledge_recycling.privacy.many import MIN_PER_SIDE, half_memberships
-from knowledge_recycling.privacy.metrics import Trials
+from knowledge_recycling.privacy.metrics import Aggregate, Trials
 from knowledge_recycling.privacy.signals import Bools, Labels, Signals
 from knowledge_recycling.privacy.yardsticks import About, random_guess, yardstick
 from knowledge_recycling.randomness import numpy_rng
@@ -334,8 +334,7 @@ def synthetic_privacy(
             for part, own in zip(answers, members, strict=True)
         ]
         attack = name.removeprefix("synthetic.")
-        for group, each in by_group(trials, kinds[judged]).items():
-            found.setdefault(_target("synthetic set", group), {}).update(as_result({attack: each}))
+        _add(found, "synthetic set", attack, by_group(trials, kinds[judged]))
     return found
 
 
@@ -362,9 +361,13 @@ def generator_privacy(
                 shadow_members=members[others],
             )
             trials.append(Trials(generator_loss.score(signals, attack), own))
-        for group, each in by_group(trials, kinds[judged]).items():
-            found.setdefault(_target("generator", group), {}).update(as_result({name: each}))
+        _add(found, "generator", name, by_group(trials, kinds[judged]))
     return found
+
+
+def _add(found: dict[str, Any], target: str, attack: str, groups: Mapping[str, Aggregate]) -> None:
+    for group, each in groups.items():
+        found.setdefault(_target(target, group), {}).update(as_result({attack: each}))
 
 
 def description(config: AuditConfig, seen: Answered, images: int, failures: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from knowledge_recycling.privacy.signals import Bools, Floats, Signals
 from knowledge_recycling.privacy.yardsticks import About
 from knowledge_recycling.randomness import named_seed, rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.distillation import with_knobs
+from knowledge_recycling.recycling.distillation import Teacher, with_knobs
 from knowledge_recycling.recycling.synthesis import Source, draw_set, open_set
 from knowledge_recycling.rundir import SCRATCH, Fingerprint, perform
 from knowledge_recycling.storage import (
@@ -130,7 +130,7 @@ def make_shadow(order: Order, folder: Path) -> None:
     if audit.mode == "pipeline":
         teacher = load_teacher(shadow)
         source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
-        answers |= synthetic_scores(shadow, source, order.pool)
+        answers |= synthetic_scores(shadow, teacher, source, order.pool)
         answers |= generator_losses(shadow, source, order.pool)
     write_arrays(folder / SIGNALS, answers)
     write_json(folder / ABOUT, {name: asdict(each) for name, each in about.items()})
@@ -268,14 +268,16 @@ def generator_losses(shadow: Run, source: Source, pool: ImageSet) -> dict[str, F
     return {LOSSES: torch.cat(parts).numpy()}
 
 
-def synthetic_scores(shadow: Run, source: Source, pool: ImageSet) -> dict[str, Floats]:
+def synthetic_scores(
+    shadow: Run, teacher: Teacher, source: Source, pool: ImageSet
+) -> dict[str, Floats]:
     """Returns scores [N] of the attacks on a synthetic set as large as the shadow's members."""
     path = shadow.folder / "synthetic.npy"
     draw_set(source, len(shadow.members), path, ("audit", "synthetic"), shadow.context)
     drawn = open_set(path, pool.class_names)
     views: dict[str, Callable[[ImageSet], Floats]] = {
         "pixels": _pixels,
-        "features": partial(stages.features, shadow, load_teacher(shadow).classifier),
+        "features": partial(stages.features, shadow, teacher.classifier),
     }
     scores = {}
     for space, view in views.items():

@@ -44,9 +44,7 @@ from knowledge_recycling.recycling.distillation import (
     trained_student,
     with_knobs,
 )
-from knowledge_recycling.recycling.scoring import (
-    loss_attack,
-)
+from knowledge_recycling.recycling.scoring import loss_attack
 from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
 from knowledge_recycling.rundir import SCRATCH, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json

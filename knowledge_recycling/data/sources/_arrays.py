@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,24 @@ def reading(where: object, expected: str = NPZ) -> Iterator[None]:
             got=error,
             next_step="copy or download it again",
         ) from None
+
+
+def is_there(path: Path, what: str, expected: str, *, download: bool) -> bool:
+    """Returns whether `path` exists; if not, and nothing may be fetched, that is an error.
+
+    Raises:
+        DataError: `what` the path is of is not there, and `download` is false.
+    """
+    there = path.exists()
+    if not there and not download:
+        raise DataError(
+            f"{what} is not there",
+            where=path,
+            expected=expected,
+            got="nothing",
+            next_step="set `download = true` in the recipe, or correct `root`",
+        )
+    return there
 
 
 def splits_from_arrays(

@@ -18,7 +18,12 @@ import numpy as np
 
 from knowledge_recycling.data.images import FoundSplits
 from knowledge_recycling.data.sources import LocalPath, SourceConfig
-from knowledge_recycling.data.sources._arrays import Array, reading, splits_from_arrays
+from knowledge_recycling.data.sources._arrays import (
+    Array,
+    is_there,
+    reading,
+    splits_from_arrays,
+)
 from knowledge_recycling.data.sources._groups import with_row_groups
 from knowledge_recycling.errors import DataError
 
@@ -76,15 +81,8 @@ def load(config: Config) -> FoundSplits:
 
 def _folder(config: Config, official: Any) -> Path:
     folder: Path = config.root / official.base_folder
-    if not folder.exists() and not config.download:
-        raise DataError(
-            "the set is not there",
-            where=folder,
-            expected=f"the files of the archive '{official.filename}'",
-            got="nothing",
-            next_step="set `download = true` in the recipe, or correct `root`",
-        )
-    if not folder.exists():
+    expected = f"the files of the archive '{official.filename}'"
+    if not is_there(folder, "the set", expected, download=config.download):
         from torchvision.datasets.utils import download_and_extract_archive
 
         with reading(folder, f"the archive '{official.filename}' with its checksum"):

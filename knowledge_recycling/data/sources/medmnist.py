@@ -13,7 +13,12 @@ from typing import Any, Literal
 from knowledge_recycling.config import did_you_mean
 from knowledge_recycling.data.images import FoundSplits
 from knowledge_recycling.data.sources import SPLIT_NAMES, LocalPath, SourceConfig
-from knowledge_recycling.data.sources._arrays import Array, reading, splits_from_arrays
+from knowledge_recycling.data.sources._arrays import (
+    Array,
+    is_there,
+    reading,
+    splits_from_arrays,
+)
 from knowledge_recycling.data.sources._groups import with_row_groups
 from knowledge_recycling.errors import DataError, RecipeError
 from knowledge_recycling.extras import require
@@ -92,15 +97,8 @@ def _file(config: Config, loader: Any) -> Path:
     """Returns the path of the set's file, fetched if it is absent and the recipe says so."""
     suffix = "" if config.size == 28 else f"_{config.size}"
     path = config.root / f"{config.name}{suffix}.npz"
-    if not path.exists() and not config.download:
-        raise DataError(
-            "the file of the set is not there",
-            where=path,
-            expected=f"MedMNIST's '{path.name}' in `root`",
-            got="nothing",
-            next_step="set `download = true` in the recipe, or correct `root`",
-        )
-    if not path.exists():
+    expected = f"MedMNIST's '{path.name}' in `root`"
+    if not is_there(path, "the file of the set", expected, download=config.download):
         _fetch(config, loader, path)
     return path
 
