@@ -24,7 +24,12 @@ from knowledge_recycling.artefacts import (
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.fanout import in_order, workers_for
 from knowledge_recycling.models.knobs import Knobs
-from knowledge_recycling.recycling.distillation import Lesson, check_choices, with_knobs
+from knowledge_recycling.recycling.distillation import (
+    Lesson,
+    StudentConfig,
+    check_choices,
+    with_knobs,
+)
 from knowledge_recycling.recycling.scoring import (
     Score,
     bar_of,
@@ -178,10 +183,8 @@ def finalists_of(trials: Sequence[Mapping[str, Any]], number: int) -> list[int]:
 
 def learn_finalist(candidate: Path, knobs: Knobs, run: Run, folder: Path) -> None:
     """Trains the full student with some knobs."""
-    teacher = load_teacher(run)
-    source = load_source(run, teacher, candidate, knobs)
     config = with_knobs(run.recipe.student, knobs)
-    learn(lesson_of(run, teacher, source, config=config, name="student"), run, folder)
+    learn(_lesson(run, candidate, knobs, config, "student"), run, folder)
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,10 @@ def tuned_space(run: Run) -> Space:
 def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
     """Returns the lesson of the cheap student that scores a candidate with some knobs."""
     config = cheap(run.recipe.student, run.recipe.selection, knobs)
+    return _lesson(run, candidate, knobs, config, "cheap student")
+
+
+def _lesson(run: Run, candidate: Path, knobs: Knobs, config: StudentConfig, name: str) -> Lesson:
     teacher = load_teacher(run)
     source = load_source(run, teacher, candidate, knobs)
-    return lesson_of(run, teacher, source, config=config, name="cheap student")
+    return lesson_of(run, teacher, source, config=config, name=name)
