@@ -84,7 +84,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
-        version=3,
+        version=4,
     ),
     Stage(
         "tuning",
@@ -92,7 +92,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
-        version=3,
+        version=4,
     ),
     Stage(
         "student",

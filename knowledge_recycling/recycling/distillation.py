@@ -196,7 +196,7 @@ def distil(
 ) -> list[Record]:
     """Trains a student in `folder` on synthetic images alone; returns its validation records.
 
-    It is given up at a snapshot whose merit is below that of the `bar`. Writes
+    It is given up at a snapshot whose accuracy is below the `bar`. Writes
     `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
     """
     config, val = lesson.config, lesson.val

@@ -38,7 +38,6 @@ from knowledge_recycling.training.loop import Record
 from knowledge_recycling.training.validation import (
     below,
     kept,
-    merit,
     predict_logits,
     standard_error,
 )
@@ -140,7 +139,7 @@ def score(
         folder: Of the part.
         context: Its surroundings.
         members: The real training images, if leakage is to be measured.
-        bar: Merits of the first snapshots, below which the student is given up.
+        bar: CAS at the first snapshots, below which the student is given up.
     """
 
     def work(folder: Path) -> None:
@@ -210,13 +209,13 @@ def _losses(
 
 
 def bar_of(records: Sequence[Record], num_val: int) -> tuple[float, ...]:
-    """Returns what a setting must reach at each snapshot but the last not to be given up.
+    """Returns the CAS that a setting must reach at each snapshot but the last not to be given up.
 
     That is what the defaults reached there, less a standard error. It is known before any setting
     is tried, so that, unlike with Optuna's pruners, the order in which trials end is of no account.
     """
-    merits = [merit(record) for record in records[:-1]]
-    return tuple(each - standard_error(each, num_val) for each in merits)
+    accuracies = [record["val_accuracy"] for record in records[:-1]]
+    return tuple(each - standard_error(each, num_val) for each in accuracies)
 
 
 def defect(source: Source, context: Context) -> str | None:
@@ -235,10 +234,11 @@ def best_of(
 ) -> int:
     """Returns the position of the best score, the `favourite`'s if none is clearly better.
 
-    CAS decides where it can tell: who is clearly below the best is out (`Score.least_cas`). Among
-    the others the best merit wins, if it is above the favourite's by more than chance would bring
-    the luckiest of so many (`luck`). Ties are broken by the lower loss. Under a limit those that
-    leak more are left out first; if all do, the one that leaks least is returned.
+    CAS decides where it can tell: who is clearly below the best is out (`Score.least_cas`), and so
+    is who has a higher loss than the favourite, whose accuracy then rose by chance or on corrupted
+    copies alone. Among the others the best merit wins, if it is above the favourite's by more than
+    chance would bring the luckiest of so many (`luck`). Ties are broken by the lower loss. Under a
+    limit those that leak more are left out first; if all do, the one that leaks least is returned.
 
     Raises:
         RunError: No score is usable.
@@ -259,7 +259,9 @@ def best_of(
     tries = len(scores) - 1
     least_cas = scores[top].least_cas(tries)
     usable = [i for i in usable if (scores[i].cas or 0.0) >= least_cas]
-    best = max(usable, key=lambda i: (scores[i].merit, -(scores[i].loss or 0.0)))
+    if favourite in usable:
+        usable = [i for i in usable if _loss(scores[i]) <= _loss(scores[favourite])]
+    best = max(usable, key=lambda i: (scores[i].merit, -_loss(scores[i])))
     noise = scores[favourite].standard_error * luck(tries)
     clear = scores[best].merit - scores[favourite].merit > noise
     return favourite if favourite in usable and not clear else best
@@ -274,6 +276,10 @@ def luck(tries: int) -> float:
     [1.0, 1.18, 1.79, 2.45]
     """
     return max(1.0, math.sqrt(2 * math.log(max(tries, 1))))
+
+
+def _loss(score: Score) -> float:
+    return math.inf if score.loss is None else score.loss
 
 
 def _leakage(score: Score) -> float:

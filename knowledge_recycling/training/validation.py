@@ -126,5 +126,5 @@ def out_of_patience(
 
 
 def below(records: Sequence[Record], bar: Sequence[float]) -> bool:
-    """Returns whether the last record's merit is below the bar of its snapshot, if it has one."""
-    return len(records) <= len(bar) and merit(records[-1]) < bar[len(records) - 1]
+    """Returns whether the last record's accuracy is below its snapshot's bar, if that has one."""
+    return len(records) <= len(bar) and records[-1]["val_accuracy"] < bar[len(records) - 1]

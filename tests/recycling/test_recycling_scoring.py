@@ -91,7 +91,7 @@ def scored(cas: float, robust: float, loss: float = 0.4, num_val: int = 10_000) 
 def test_the_highest_mean_wins_and_ties_go_to_the_lower_loss() -> None:
     scores = [
         Score(failure="broken"),
-        scored(0.804, 0.5, loss=0.1),
+        scored(0.804, 0.5, loss=0.5),
         scored(0.802, 0.798, loss=0.5),
         scored(0.800, 0.800, loss=0.4),
         Score(failure="broken"),
@@ -108,6 +108,16 @@ def test_where_cas_can_tell_a_robust_setting_that_is_worse_does_not_win(
     scores = [replace(each, num_val=num_val) for each in scores]
     # sqrt(2) sqrt(2 ln 3) = 2.1 standard errors of .91: .0190 with 1,000 images, .0134 with 2,000
     assert best_of(scores, 0, Path("trials")) == best
+
+
+def test_accuracy_on_corrupted_copies_alone_does_not_beat_the_favourite_at_a_higher_loss() -> None:
+    # two students of 1,707 images: hard labels made the second more robust and no better
+    scores = [scored(0.860, 0.497, loss=0.457), scored(0.864, 0.575, loss=0.471)]
+    scores = [replace(each, num_val=1707) for each in scores]
+    assert best_of(scores, 0, Path("trials")) == 0
+    assert best_of([scores[0], replace(scores[1], loss=0.45)], 0, Path("trials")) == 1
+    worse = [replace(scores[0], cas=0.7), scores[1]]
+    assert best_of(worse, 0, Path("trials")) == 1, "a favourite that is clearly worse gives way"
 
 
 @pytest.mark.parametrize(("num_val", "best"), [(100, 0), (10_000, 1)])
@@ -239,9 +249,8 @@ def test_no_student_is_trained_on_a_broken_generator(
     assert {path.name for path in (tmp_path / "part").iterdir()} == {"done.json", "score.json"}
 
 
-def records_of(*merits: float) -> list[Record]:
-    # unequal accuracies of the same mean
-    return [{"val_accuracy": each + 0.05, "val_robust_accuracy": each - 0.05} for each in merits]
+def records_of(*accuracies: float) -> list[Record]:
+    return [{"val_accuracy": each, "val_robust_accuracy": 0.9 * each} for each in accuracies]
 
 
 def test_a_setting_may_fall_behind_by_a_standard_error_until_the_last_snapshot() -> None:
