@@ -65,7 +65,7 @@ def nearest_ratio(run: Run, size: int) -> dict[str, float]:
     draw_set(chosen_source(run, teacher), size, path, ("benchmark", "nearest"), run.context)
     synthetic = open_set(path, run.members.class_names)
     few = min(len(run.members), len(run.splits.test))
-    sides = [evenly(run.members, few), evenly(run.splits.test, few)]
+    sides = [run.members.evenly(few), run.splits.test.evenly(few)]
 
     def pixels(images: ImageSet) -> np.ndarray[Any, Any]:
         return np.asarray(images.images.reshape(len(images), -1), dtype=np.float64) / 255
@@ -78,11 +78,6 @@ def nearest_ratio(run: Run, size: int) -> dict[str, float]:
         far = [np.median(nearest(view(synthetic), view(side))[1]) for side in sides]
         ratios[f"nearest member / holdout, {name}"] = float(far[0] / far[1])
     return ratios
-
-
-def evenly(images: ImageSet, size: int) -> ImageSet:
-    """Returns `size` images of a set, evenly spaced."""
-    return images.subset(np.linspace(0, len(images) - 1, size).astype(np.int64))
 
 
 def measures(study: Study, kind: str, outcomes: list[dict[str, Any]], out: Path) -> dict[str, Any]:

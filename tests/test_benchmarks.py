@@ -12,6 +12,8 @@ from torch import nn
 
 from benchmarks.growth import Case, exponent, resized, subset
 from benchmarks.limit import GKD, LABELLING, SAMPLING, TRAINING, flops_of, overhead, pay_back
+from benchmarks.mapped import NOISE, write_large
+from knowledge_recycling.data.sources import npz
 
 
 def test_the_exponent_of_a_power_law_is_its_power() -> None:
@@ -42,6 +44,24 @@ def test_resized_images_keep_colour_and_layout() -> None:
     assert larger.dtype == np.uint8
     assert (larger[1] == (10, 100, 200)).all()
     assert resized(images, 8) is images
+
+
+def test_a_large_set_is_mapped_and_repeats_no_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = {}
+    for split in ("train", "val", "test"):
+        whole[f"{split}_images"] = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+        whole[f"{split}_labels"] = np.arange(6)[:, None] % 2
+    np.savez_compressed(tmp_path / "small.npz", **whole)
+    count = write_large(tmp_path / "small.npz", 5000 * 8 * 8 * 3, tmp_path / "large.npz")
+    assert count == 5000
+    found = npz.load(npz.Config(path=tmp_path / "large.npz"))
+    images = np.moveaxis(found["train"].images, 1, 3)
+    assert len(np.unique(images.reshape(count, -1), axis=0)) == count
+    far = np.abs(images.astype(int) - whole["train_images"][np.arange(count) % 6])
+    assert 0 < far.max() <= NOISE
+    np.testing.assert_array_equal(found["train"].labels, np.arange(count) % 6 % 2)
+    np.testing.assert_array_equal(found["val"].images, np.moveaxis(whole["val_images"], 3, 1))
 
 
 def test_operations_are_counted_as_on_paper() -> None:

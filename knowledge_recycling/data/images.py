@@ -55,6 +55,11 @@ class ImageSet:
             self, images=self.images[indices], labels=self.labels[indices], groups=groups
         )
 
+    def evenly(self, count: int) -> ImageSet:
+        """Returns `count` of the images, evenly spaced, or all if there are no more."""
+        kept = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return self.subset(kept)
+
     def digest(self) -> str:
         """Returns the SHA-256 of images, labels and class names; the same for equal content."""
         content = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())

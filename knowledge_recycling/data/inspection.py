@@ -6,12 +6,12 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,10 @@ from rich.text import Text
 from knowledge_recycling.data.images import ImageSet, Splits
 from knowledge_recycling.errors import printable
 
+Prints = npt.NDArray[np.uint64]
+"""A fingerprint of each image, [N]."""
+
+CHUNK = 1024
 FEW_IMAGES = 10
 """A class with fewer training images than this is pointed out."""
 
@@ -84,48 +88,70 @@ class Inspection:
 def inspect(splits: Splits) -> Inspection:
     """Returns what there is to know about a set before training on it."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    prints = {name: _fingerprints(part) for name, part in parts.items()}
+    pixels = {name: _read(part) for name, part in parts.items()}
+    prints = {name: each.prints for name, each in pixels.items()}
     train = splits.train
     rare = np.flatnonzero(train.class_counts() < FEW_IMAGES)
     return Inspection(
         shape=train.shape,
         class_names=train.class_names,
-        splits=tuple(_summary(name, part, prints[name]) for name, part in parts.items()),
+        splits=tuple(_summary(name, part, pixels[name]) for name, part in parts.items()),
         overlaps=tuple(_overlap(pair, parts, prints) for pair in combinations(parts, 2)),
         num_contradictions=_contradictions(parts, prints),
         rare_classes=tuple(train.class_names[label] for label in rare),
     )
 
 
-def _fingerprints(part: ImageSet) -> list[bytes]:
-    """Returns N hashes, equal where images are identical."""
-    return [
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-        for image in part.images
-    ]
+@dataclass(frozen=True)
+class _Pixels:
+    """What one pass over a split's images tells."""
+
+    prints: Prints
+    low: int
+    high: int
+    mean: float
 
 
-def _summary(name: str, part: ImageSet, prints: Sequence[bytes]) -> SplitSummary:
+def _read(part: ImageSet) -> _Pixels:
+    """Reads each image once, a few at a time: the set may be larger than the memory."""
+    prints = np.empty(len(part), dtype=np.uint64)
+    low, high, total = 255, 0, 0
+    for start in range(0, len(part), CHUNK):
+        images = np.ascontiguousarray(part.images[start : start + CHUNK])
+        prints[start : start + CHUNK] = [_fingerprint(image) for image in images]
+        low, high = min(low, int(images.min())), max(high, int(images.max()))
+        total += int(images.sum(dtype=np.uint64))
+    return _Pixels(prints, low, high, total / part.images.size)
+
+
+def _fingerprint(image: npt.NDArray[np.uint8]) -> int:
+    """Returns a hash of 8 bytes, equal where images are identical.
+
+    That two of a million different images share one has a chance of 3e-8.
+    """
+    return int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest())
+
+
+def _summary(name: str, part: ImageSet, pixels: _Pixels) -> SplitSummary:
     return SplitSummary(
         name=name,
         class_counts=tuple(part.class_counts().tolist()),
-        low=int(part.images.min()),
-        high=int(part.images.max()),
-        mean=float(part.images.mean(dtype=np.float64)),
-        num_duplicates=len(prints) - len(set(prints)),
+        low=pixels.low,
+        high=pixels.high,
+        mean=pixels.mean,
+        num_duplicates=len(part) - len(np.unique(pixels.prints)),
         num_groups=None if part.groups is None else len(np.unique(part.groups)),
     )
 
 
 def _overlap(
-    pair: tuple[str, str], parts: Mapping[str, ImageSet], prints: Mapping[str, Sequence[bytes]]
+    pair: tuple[str, str], parts: Mapping[str, ImageSet], prints: Mapping[str, Prints]
 ) -> Overlap:
     first, second = pair
-    seen = set(prints[first])
     return Overlap(
         first=first,
         second=second,
-        num_images=sum(fingerprint in seen for fingerprint in prints[second]),
+        num_images=int(np.isin(prints[second], prints[first]).sum()),
         num_groups=_shared_groups(parts[first], parts[second]),
     )
 
@@ -136,15 +162,16 @@ def _shared_groups(first: ImageSet, second: ImageSet) -> int | None:
     return len(np.intersect1d(first.groups, second.groups))
 
 
-def _contradictions(parts: Mapping[str, ImageSet], prints: Mapping[str, Sequence[bytes]]) -> int:
+def _contradictions(parts: Mapping[str, ImageSet], prints: Mapping[str, Prints]) -> int:
     """Returns the number of distinct images with more than one label."""
-    labelled = {
-        (fingerprint, label)
-        for name, part in parts.items()
-        for fingerprint, label in zip(prints[name], part.labels.tolist(), strict=True)
-    }
-    occurrences = Counter(fingerprint for fingerprint, _ in labelled)
-    return sum(count > 1 for count in occurrences.values())
+    labelled = [
+        np.unique(
+            np.concatenate([prints[name][part.labels == label] for name, part in parts.items()])
+        )
+        for label in range(parts["train"].num_classes)
+    ]
+    _, labels = np.unique(np.concatenate(labelled), return_counts=True)
+    return int((labels > 1).sum())
 
 
 def _warnings(seen: Inspection) -> Iterator[str]:

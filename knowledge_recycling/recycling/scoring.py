@@ -193,9 +193,8 @@ def loss_attack(
     asked of every setting; an audit finds more. At most as many members as there are holdout images
     are asked, evenly spaced.
     """
-    rows = np.unique(np.linspace(0, len(members) - 1, min(len(members), len(holdout))).astype(int))
-    asked = members.subset(rows)
-    losses = [_losses(classifier, each, context) for each in (asked, holdout)]
+    asked = (members.evenly(len(holdout)), holdout)
+    losses = [_losses(classifier, each, context) for each in asked]
     is_member = np.repeat([1, 0], [len(each) for each in losses])
     return float(roc_auc_score(is_member, -np.concatenate(losses)))
 

@@ -40,6 +40,7 @@ class Shuffled:
         self.name = name
         self.balance = balance
         self.device = device or torch.device("cpu")
+        self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Returns the images [N,C,H,W] in [-1, 1] and labels [N] of batch `step`."""
@@ -49,6 +50,13 @@ class Shuffled:
         return images, torch.from_numpy(self.image_set.labels[rows]).to(self.device)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Returns the rows of an epoch; the last one asked for is kept, for the steps to come."""
+        known = self._epoch
+        if known is None or known[0] != epoch:
+            known = self._epoch = (epoch, self._drawn_order(epoch))
+        return known[1]
+
+    def _drawn_order(self, epoch: int) -> npt.NDArray[np.int64]:
         random = numpy_rng(self.seed, self.name, "order", epoch)
         size = len(self.image_set)
         if self.balance != "sampling":

@@ -39,7 +39,7 @@ def refused(config: Config) -> DataError:
     return error
 
 
-@pytest.mark.parametrize(
+IMAGES = pytest.mark.parametrize(
     ("images", "expected"),
     [
         (GREY, GREY[:, None]),
@@ -48,8 +48,12 @@ def refused(config: Config) -> DataError:
         ((GREY / 255).astype(np.float32), GREY[:, None]),
         ((GREY / 255).astype(np.float16), GREY[:, None]),
         (GREY / 255, GREY[:, None]),
+        (np.asfortranarray(RGB), np.moveaxis(RGB, 3, 1)),
     ],
 )
+
+
+@IMAGES
 def test_images_are_those_written(tmp_path, images, expected):
     found = load(saved(tmp_path, train_images=images, train_labels=LABELS))
     assert set(found) == {"train"}
@@ -71,6 +75,33 @@ def test_classes_are_those_of_all_splits_together(tmp_path):
     arrays = {"train_images": GREY, "train_labels": LABELS, "test_images": GREY}
     found = load(saved(tmp_path, **arrays, test_labels=np.full(12, 9)))
     assert found["train"].class_names == found["test"].class_names == ("0", "1", "2", "9")
+
+
+@IMAGES
+def test_an_archive_that_is_not_compressed_is_mapped(tmp_path, images, expected):
+    np.savez(tmp_path / "plain.npz", train_images=images, train_labels=LABELS)
+    mapped = load(Config(path=tmp_path / "plain.npz"))["train"]
+    np.testing.assert_array_equal(mapped.images, expected)
+    np.testing.assert_array_equal(mapped.labels, LABELS)
+    assert is_mapped(mapped.images) == (images.dtype == np.uint8)
+    read = load(saved(tmp_path, train_images=images, train_labels=LABELS))["train"]
+    assert not is_mapped(read.images)
+    assert mapped.digest() == read.digest(), "how it is stored is of no account"
+
+
+def is_mapped(array) -> bool:
+    while array is not None and not isinstance(array, np.memmap):
+        array = array.base
+    return array is not None
+
+
+def test_damage_to_a_mapped_image_is_found(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, train_images=RGB, train_labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(RGB.tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    assert "CRC" in str(refused(Config(path=path)))
 
 
 @pytest.mark.parametrize(
@@ -157,14 +188,20 @@ def test_an_entry_that_is_no_array_is_refused(tmp_path):
     refused(Config(path=tmp_path / "set.npz"))
 
 
-WHOLE = io.BytesIO()
-np.savez_compressed(WHOLE, train_images=GREY, train_labels=LABELS)
+def archived(save) -> bytes:
+    stream = io.BytesIO()
+    save(stream, train_images=GREY, train_labels=LABELS)
+    return stream.getvalue()
 
 
+WHOLE = {save: archived(save) for save in (np.savez, np.savez_compressed)}
+
+
+@pytest.mark.parametrize("save", WHOLE)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_damaged_archives_are_refused_or_read_never_a_traceback(tmp_path, data):
-    content = bytearray(WHOLE.getvalue())
+def test_damaged_archives_are_refused_or_read_never_a_traceback(tmp_path, save, data):
+    content = bytearray(WHOLE[save])
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:

@@ -143,7 +143,7 @@ def _images(images: Array, where: str) -> npt.NDArray[np.uint8]:
             next_step="scale them to 0..255 and save them with .astype(numpy.uint8)",
         )
     channels_last = scaled if scaled.ndim == 4 else scaled[..., None]
-    channels_first: npt.NDArray[np.uint8] = np.ascontiguousarray(np.moveaxis(channels_last, 3, 1))
+    channels_first: npt.NDArray[np.uint8] = np.moveaxis(channels_last, 3, 1)  # a view, no copy
     return channels_first
 
 
