@@ -307,15 +307,19 @@ def targets_of(run: Run, planted: Planted, seen: Answered) -> tuple[dict[str, Sh
     labels = np.concatenate([planted.pool.labels, run.val.labels])
     kinds = np.concatenate([planted.kinds, np.full(len(run.val), -1)])
     kept = np.concatenate([enough, apart])
-    memorised, accuracy = overfitted(planted.pool, run.val, everyone, run.context.seed)
-    logits = {SANITY: memorised} | {
-        name: np.stack([each[name] for each in seen.answers]) for name in seen.about
-    }
+    logits = {name: np.stack([each[name] for each in seen.answers]) for name in seen.about}
     targets = {
         name: Shadows(values[:, :, kept], everyone[:, kept], labels[kept], kinds[kept])
         for name, values in logits.items()
     }
-    return targets, accuracy
+    memorised, accuracy = overfitted(
+        planted.pool,
+        planted.kinds,
+        run.val.subset(np.flatnonzero(apart)),
+        len(seen.members),
+        run.context.seed,
+    )
+    return {SANITY: memorised} | targets, accuracy
 
 
 def _target(name: str, group: str) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from knowledge_recycling.config import did_you_mean
-from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.data.images import ImageSet, evenly_spaced, to_unit
 from knowledge_recycling.errors import RecipeError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -267,9 +267,8 @@ class _Skill:
 def _sampled(image_set: ImageSet, limit: int) -> _Sample:
     """Returns at most `limit` images, evenly spaced through the classes, each in its share."""
     by_class = np.argsort(image_set.labels, kind="stable")
-    evenly = np.linspace(0, len(by_class) - 1, min(len(by_class), limit)).astype(np.int64)
     height, width = (min(THUMBNAIL_SIDE, side) for side in image_set.shape[1:])
-    chosen = by_class[evenly]
+    chosen = by_class[evenly_spaced(len(by_class), limit)]
     thumbnails = [
         functional.adaptive_avg_pool2d(to_unit(image_set.images[part]), (height, width))
         for part in np.array_split(chosen, math.ceil(len(chosen) / 256))

@@ -57,8 +57,7 @@ class ImageSet:
 
     def evenly(self, count: int) -> ImageSet:
         """Returns `count` of the images, evenly spaced, or all if there are no more."""
-        kept = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
-        return self.subset(kept)
+        return self.subset(evenly_spaced(len(self), count))
 
     def digest(self) -> str:
         """Returns the SHA-256 of images, labels and class names; the same for equal content."""
@@ -84,6 +83,15 @@ class Splits:
 
 FoundSplits = Mapping[SplitName, ImageSet]
 """What a data source found: at least `train`; `data.splits.complete` makes the missing ones."""
+
+
+def evenly_spaced(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Returns `count` rows of `size`, evenly spaced, or all if there are no more.
+
+    >>> evenly_spaced(10, 4).tolist(), evenly_spaced(3, 4).tolist()
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return np.linspace(0, size - 1, min(count, size)).astype(np.int64)
 
 
 def to_unit(images: npt.NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 from sklearn.metrics import pairwise_distances_argmin
 
+from knowledge_recycling.data.images import evenly_spaced
+
 Floats = npt.NDArray[np.float64]
 
 MAX_IMAGES = 2000
@@ -187,5 +189,4 @@ def nearest_distances(queries: Floats, references: Floats) -> Floats:
 
 
 def _thinned(features: Floats, count: int) -> Floats:
-    kept = np.linspace(0, len(features) - 1, count).astype(np.int64)
-    return np.asarray(features[kept], dtype=np.float64)
+    return np.asarray(features[evenly_spaced(len(features), count)], dtype=np.float64)

@@ -16,12 +16,18 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 from torch import nn
 
 from knowledge_recycling.config import DERIVED, Config, Facts
-from knowledge_recycling.data.images import ImageSet, to_unit
+from knowledge_recycling.data.images import ImageSet, evenly_spaced, to_unit
 from knowledge_recycling.models.build import initial_weights
 from knowledge_recycling.privacy.attacks import label_only, lira, rmia, threshold, trained
 from knowledge_recycling.privacy.canaries import KINDS
 from knowledge_recycling.privacy.epsilon import guess, several_runs_epsilon
-from knowledge_recycling.privacy.many import ManyTraining, Pool, logits_of_many, train_many
+from knowledge_recycling.privacy.many import (
+    ManyTraining,
+    Pool,
+    half_memberships,
+    logits_of_many,
+    train_many,
+)
 from knowledge_recycling.privacy.metrics import (
     Aggregate,
     Trials,
@@ -39,6 +45,7 @@ from knowledge_recycling.privacy.signals import (
     scaled_logits,
 )
 from knowledge_recycling.privacy.yardsticks import YardsticksConfig
+from knowledge_recycling.randomness import numpy_rng
 
 PRIMARY = "lira"
 """The attack declared beforehand; the maximum over all is shown as what it is."""
@@ -48,6 +55,9 @@ IMAGES = "images"
 
 MIN_SHADOWS = 8
 """Fewer leave no image enough shadows on either side."""
+
+MAX_SANITY = 2000
+"""Images that the classifiers of the sanity row are asked to learn halves of."""
 
 MIN_ROWS = 4
 """Images of a group or class, below which nothing is said of it."""
@@ -201,23 +211,29 @@ def vulnerability(shadows: Shadows) -> Floats:
 
 
 def overfitted(
-    pool: ImageSet, population: ImageSet, members: Bools, seed: int
-) -> tuple[AnyFloats, float]:
-    """Returns the logits [S,1,N+P,K] of classifiers that learnt their members by heart.
+    pool: ImageSet, kinds: Labels, population: ImageSet, shadows: int, seed: int
+) -> tuple[Shadows, float]:
+    """Returns shadows of classifiers that learnt halves of the pool by heart.
 
-    And their mean accuracy on the members. The sanity row of an audit: attacks must find these.
+    And their mean accuracy on these. The sanity row of an audit: attacks must find them. Of a large
+    pool (`kinds` as in `Shadows`) some images are enough to show that.
     """
+    rows = evenly_spaced(len(pool), MAX_SANITY)
+    pool, kinds = pool.subset(rows), kinds[rows]
+    halves = half_memberships(shadows, len(pool), numpy_rng(seed, "overfitted", "members"))
+    outside = np.zeros((shadows, len(population)), dtype=np.bool_)
+    members = np.concatenate([halves, outside], axis=1)
     images = torch.cat([to_unit(pool.images), to_unit(population.images)]).contiguous()
-    labels = torch.from_numpy(np.concatenate([pool.labels, population.labels]))
-    count = members.shape[0]
+    labels = np.concatenate([pool.labels, population.labels])
     with initial_weights(seed, "overfitted"):
-        networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(count)]
-    size = int(members[0].sum())
-    config = ManyTraining(epochs=100, batch_size=min(50, size), learning_rate=0.02)
-    stack = train_many(networks, Pool(images, labels, members), config, seed=seed)
+        networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(shadows)]
+    config = ManyTraining(epochs=100, batch_size=min(50, len(pool) // 2), learning_rate=0.02)
+    known = Pool(images, torch.from_numpy(labels), members)
+    stack = train_many(networks, known, config, seed=seed)
     logits = logits_of_many(stack, [images])
-    right = logits[:, 0].argmax(axis=-1) == labels.numpy()
-    return logits, float(right[members].mean())
+    right = logits[:, 0].argmax(axis=-1) == labels
+    kinds = np.concatenate([kinds, np.full(len(population), -1)])
+    return Shadows(logits, members, labels, kinds), float(right[members].mean())
 
 
 def _perceptron(inputs: int, num_classes: int) -> nn.Module:

@@ -10,6 +10,7 @@ import pytest
 from knowledge_recycling.config import Facts, validate
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.privacy import audit
 from knowledge_recycling.privacy.audit import (
     ATTACKS,
     PRIMARY,
@@ -78,15 +79,28 @@ def test_classifiers_that_learn_by_heart_are_caught(make_set: Callable[..., Imag
         rng.integers(256, size=pool.images.shape, dtype=np.uint8), pool.labels, pool.class_names
     )
     population = noise.subset(np.arange(20))
-    members = half_memberships(8, len(noise), rng)
-    everyone = np.concatenate([members, np.zeros((8, 20), bool)], axis=1)
-    logits, accuracy = overfitted(noise, population, everyone, seed=0)
-    assert logits.shape == (8, 1, 140, 2)
+    kinds = np.repeat([0, 1], [100, 20])
+    learnt, accuracy = overfitted(noise, kinds, population, 8, seed=0)
+    assert learnt.logits.shape == (8, 1, 140, 2)
     assert accuracy > 0.95
-    labels = np.concatenate([noise.labels, population.labels])
-    kinds = np.repeat([0, -1], [120, 20])
-    found = attack_shadows(Shadows(logits, everyone, labels, kinds)).found["images"]
+    assert (learnt.members.sum(axis=1) == 60).all()
+    assert not learnt.members[:, 120:].any()
+    np.testing.assert_array_equal(learnt.kinds, np.repeat([0, 1, -1], [100, 20, 20]))
+    np.testing.assert_array_equal(learnt.labels[120:], population.labels)
+    found = attack_shadows(learnt).found["images"]
     assert found["loss"].auc.low > 0.8
+
+
+def test_of_a_large_pool_some_images_are_learnt_by_heart(
+    make_set: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_SANITY", 30)
+    pool = make_set(120, num_classes=2)
+    learnt, _ = overfitted(pool, np.arange(120), pool.subset(np.arange(20)), 8, seed=0)
+    assert learnt.logits.shape == (8, 1, 50, 2)
+    assert (learnt.members.sum(axis=1) == 15).all()
+    assert learnt.kinds[:2].tolist() == [0, 4]
+    assert learnt.kinds[29] == 119
 
 
 def test_result_holds_the_intervals_under_the_keys_of_their_values() -> None:
