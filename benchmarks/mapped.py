@@ -28,13 +28,14 @@ GIB = 1 << 30
 CHUNK = 4096
 NOISE = 4
 """Largest change of a pixel: enough that no two images are equal, too little to be seen."""
-LENGTHS = {
+SETTINGS = {
     "teacher.training.images_seen": 4_000,
     "generator_training.images_seen": 4_000,
     "generator_training.candidates": 2,
     "student.training.images_seen": 4_000,
     "student.synthesis.set_size": 0.001,
     "tuning.trials": 0,
+    "compute.threads": 1,
 }
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -90,12 +91,11 @@ def run(archive: Path, out: Path, group: Path) -> int:
     """Runs the pipeline on the archive in the group; returns the most anonymous memory."""
     recipe = out / "mapped.toml"
     recipe.write_text(f'[data]\nkind = "npz"\npath = "{archive.resolve()}"\n')
-    settings = [f"--set={key}={value}" for key, value in LENGTHS.items()]
-    command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe), "--out"]
+    command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe)]
+    command += ["--out", str(out / "run")]
+    command += [f"--set={key}={value}" for key, value in SETTINGS.items()]
     enter = f'echo $$ > "{group}/cgroup.procs"; exec "$@"'
-    child = subprocess.Popen(
-        ["sh", "-c", enter, "sh", *command, str(out / "run"), "--set=compute.threads=1", *settings]
-    )
+    child = subprocess.Popen(["sh", "-c", enter, "sh", *command])
     most = 0
     while child.poll() is None:
         most = max(most, anonymous(group))

@@ -36,6 +36,7 @@ from knowledge_recycling.privacy.audit import (
     canary_epsilon,
     overfitted,
     vulnerability,
+    with_population,
 )
 from knowledge_recycling.privacy.canaries import KINDS, Planted, plant
 from knowledge_recycling.privacy.dp import check_installed
@@ -302,22 +303,20 @@ def targets_of(run: Run, planted: Planted, seen: Answered) -> tuple[dict[str, Sh
             next_step="make more shadows: kr run RECIPE --redo audit --set audit.shadows=16",
         )
     apart = check_holdout(run.members, run.val, keep=True)
-    outside = np.zeros((len(seen.members), len(run.val)), dtype=np.bool_)
-    everyone = np.concatenate([seen.members, outside], axis=1)
-    labels = np.concatenate([planted.pool.labels, run.val.labels])
-    kinds = np.concatenate([planted.kinds, np.full(len(run.val), -1)])
+    population = run.val.subset(np.flatnonzero(apart))
     kept = np.concatenate([enough, apart])
-    logits = {name: np.stack([each[name] for each in seen.answers]) for name in seen.about}
     targets = {
-        name: Shadows(values[:, :, kept], everyone[:, kept], labels[kept], kinds[kept])
-        for name, values in logits.items()
+        name: with_population(
+            np.stack([each[name] for each in seen.answers])[:, :, kept],
+            seen.members[:, enough],
+            planted.pool.labels[enough],
+            planted.kinds[enough],
+            population.labels,
+        )
+        for name in seen.about
     }
     memorised, accuracy = overfitted(
-        planted.pool,
-        planted.kinds,
-        run.val.subset(np.flatnonzero(apart)),
-        len(seen.members),
-        run.context.seed,
+        planted.pool, planted.kinds, population, len(seen.members), run.context.seed
     )
     return {SANITY: memorised} | targets, accuracy
 

@@ -32,7 +32,7 @@ from knowledge_recycling.artefacts import (
 )
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
-from knowledge_recycling.evaluation.quality import MAX_IMAGES, measure_quality
+from knowledge_recycling.evaluation.quality import measure_quality, num_compared
 from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
 from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
@@ -220,7 +220,7 @@ def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     path = folder / SCRATCH / "quality.npy"
     draw_set(source, size, path, ("evaluation", "quality"), run.context)
     synthetic = open_set(path, run.members.class_names)
-    compared = min(len(run.members), len(synthetic), MAX_IMAGES)
+    compared = num_compared(len(run.members), len(synthetic))
     quality = measure_quality(
         features(run, teacher.classifier, run.members.evenly(compared)),
         features(run, teacher.classifier, synthetic.evenly(compared)),

@@ -55,7 +55,7 @@ def measure_quality(real: Floats, synthetic: Floats) -> Quality:
     >>> quality.images, quality.precision, quality.coverage
     (100, 0.0, 0.0)
     """
-    count = min(len(real), len(synthetic), MAX_IMAGES)
+    count = num_compared(len(real), len(synthetic))
     real, synthetic = _thinned(real, count), _thinned(synthetic, count)
     return Quality(
         images=count,
@@ -66,6 +66,11 @@ def measure_quality(real: Floats, synthetic: Floats) -> Quality:
         density=density(real, synthetic),
         coverage=coverage(real, synthetic),
     )
+
+
+def num_compared(num_real: int, num_synthetic: int) -> int:
+    """Returns to how many images `measure_quality` thins out either side."""
+    return min(num_real, num_synthetic, MAX_IMAGES)
 
 
 def frechet_distance(a: Floats, b: Floats) -> float:

@@ -129,6 +129,27 @@ class Shadows:
     """[N+P], 0: an image of the set; from 1: canaries; -1: the population."""
 
 
+def with_population(
+    logits: AnyFloats, members: Bools, labels: Labels, kinds: Labels, population: Labels
+) -> Shadows:
+    """Returns shadows of a pool with the population behind it, which is IN none of them.
+
+    Args:
+        logits: [S,Q,N+P,K]
+        members: [S,N], of the pool.
+        labels: [N], likewise.
+        kinds: [N], likewise.
+        population: [P], the labels of the population.
+    """
+    outside = np.zeros((len(members), len(population)), dtype=np.bool_)
+    return Shadows(
+        logits,
+        np.concatenate([members, outside], axis=1),
+        np.concatenate([labels, population]),
+        np.concatenate([kinds, np.full(len(population), -1)]),
+    )
+
+
 @dataclass(frozen=True)
 class Battery:
     """What all attacks find about one kind of target."""
@@ -220,20 +241,17 @@ def overfitted(
     """
     rows = evenly_spaced(len(pool), MAX_SANITY)
     pool, kinds = pool.subset(rows), kinds[rows]
-    halves = half_memberships(shadows, len(pool), numpy_rng(seed, "overfitted", "members"))
-    outside = np.zeros((shadows, len(population)), dtype=np.bool_)
-    members = np.concatenate([halves, outside], axis=1)
-    images = torch.cat([to_unit(pool.images), to_unit(population.images)]).contiguous()
-    labels = np.concatenate([pool.labels, population.labels])
+    members = half_memberships(shadows, len(pool), numpy_rng(seed, "overfitted", "members"))
+    images, others = to_unit(pool.images), to_unit(population.images)
     with initial_weights(seed, "overfitted"):
         networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(shadows)]
     config = ManyTraining(epochs=100, batch_size=min(50, len(pool) // 2), learning_rate=0.02)
-    known = Pool(images, torch.from_numpy(labels), members)
+    known = Pool(images, torch.from_numpy(pool.labels), members)
     stack = train_many(networks, known, config, seed=seed)
-    logits = logits_of_many(stack, [images])
-    right = logits[:, 0].argmax(axis=-1) == labels
-    kinds = np.concatenate([kinds, np.full(len(population), -1)])
-    return Shadows(logits, members, labels, kinds), float(right[members].mean())
+    logits = logits_of_many(stack, [torch.cat([images, others])])
+    right = logits[:, 0, : len(pool)].argmax(axis=-1) == pool.labels
+    learnt = with_population(logits, members, pool.labels, kinds, population.labels)
+    return learnt, float(right[members].mean())
 
 
 def _perceptron(inputs: int, num_classes: int) -> nn.Module:

@@ -252,15 +252,15 @@ def best_of(
             "smaller generator.learning_rate, then --redo generator",
         )
     if leakage_limit is not None:
-        least = min(usable, key=lambda i: _leakage(scores[i]))
-        usable = [i for i in usable if _leakage(scores[i]) <= leakage_limit] or [least]
+        least = min(usable, key=lambda i: _or_inf(scores[i].leakage))
+        usable = [i for i in usable if _or_inf(scores[i].leakage) <= leakage_limit] or [least]
     top = max(usable, key=lambda i: scores[i].cas or 0.0)
     tries = len(scores) - 1
     least_cas = scores[top].least_cas(tries)
     usable = [i for i in usable if (scores[i].cas or 0.0) >= least_cas]
     if favourite in usable:
-        usable = [i for i in usable if _loss(scores[i]) <= _loss(scores[favourite])]
-    best = max(usable, key=lambda i: (scores[i].merit, -_loss(scores[i])))
+        usable = [i for i in usable if _or_inf(scores[i].loss) <= _or_inf(scores[favourite].loss)]
+    best = max(usable, key=lambda i: (scores[i].merit, -_or_inf(scores[i].loss)))
     noise = scores[favourite].standard_error * luck(tries)
     clear = scores[best].merit - scores[favourite].merit > noise
     return favourite if favourite in usable and not clear else best
@@ -277,9 +277,5 @@ def luck(tries: int) -> float:
     return max(1.0, math.sqrt(2 * math.log(max(tries, 1))))
 
 
-def _loss(score: Score) -> float:
-    return math.inf if score.loss is None else score.loss
-
-
-def _leakage(score: Score) -> float:
-    return math.inf if score.leakage is None else score.leakage
+def _or_inf(measure: float | None) -> float:
+    return math.inf if measure is None else measure
