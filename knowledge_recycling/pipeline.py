@@ -114,7 +114,7 @@ STAGES = (
         ("teacher", "generator", "generator_training", "student", "selection", "audit"),
         ("tuning",),
         ("train", "val"),
-        version=4,
+        version=5,
     ),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split. Under a

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.images import ImageSet, evenly_spaced, to_unit
@@ -242,16 +242,25 @@ def overfitted(
     rows = evenly_spaced(len(pool), MAX_SANITY)
     pool, kinds = pool.subset(rows), kinds[rows]
     members = half_memberships(shadows, len(pool), numpy_rng(seed, "overfitted", "members"))
-    images, others = to_unit(pool.images), to_unit(population.images)
+    images = standardised(to_unit(np.concatenate([pool.images, population.images])))
     with initial_weights(seed, "overfitted"):
         networks = [_perceptron(images[0].numel(), pool.num_classes) for _ in range(shadows)]
     config = ManyTraining(epochs=100, batch_size=min(50, len(pool) // 2), learning_rate=0.02)
-    known = Pool(images, torch.from_numpy(pool.labels), members)
+    known = Pool(images[: len(pool)], torch.from_numpy(pool.labels), members)
     stack = train_many(networks, known, config, seed=seed)
-    logits = logits_of_many(stack, [torch.cat([images, others])])
+    logits = logits_of_many(stack, [images])
     right = logits[:, 0, : len(pool)].argmax(axis=-1) == pool.labels
     learnt = with_population(logits, members, pool.labels, kinds, population.labels)
     return learnt, float(right[members].mean())
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Returns images [N,C,H,W] with mean 0 and deviation 1 of each pixel over them.
+
+    Images that differ in details alone (of a fundus) are not learnt by heart without.
+    """
+    deviation, mean = torch.std_mean(images, dim=0)
+    return (images - mean) / deviation.clamp_min(1 / 255)  # a pixel that never changes stays 0
 
 
 def _perceptron(inputs: int, num_classes: int) -> nn.Module:

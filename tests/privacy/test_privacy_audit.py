@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
 
 from knowledge_recycling.config import Facts, validate
 from knowledge_recycling.data.images import ImageSet
@@ -21,6 +23,7 @@ from knowledge_recycling.privacy.audit import (
     by_class,
     canary_epsilon,
     overfitted,
+    standardised,
     vulnerability,
 )
 from knowledge_recycling.privacy.many import half_memberships
@@ -89,6 +92,27 @@ def test_classifiers_that_learn_by_heart_are_caught(make_set: Callable[..., Imag
     np.testing.assert_array_equal(learnt.labels[120:], population.labels)
     found = attack_shadows(learnt).found["images"]
     assert found["loss"].auc.low > 0.8
+
+
+def test_images_that_differ_in_details_alone_are_learnt_by_heart_too(
+    make_set: Callable[..., ImageSet],
+) -> None:
+    rng = np.random.default_rng(0)
+    template = make_set(120, num_classes=2)
+    details = rng.integers(-3, 4, size=template.images.shape)
+    pool = ImageSet((60 + details).astype(np.uint8), template.labels, template.class_names)
+    _, accuracy = overfitted(pool, np.zeros(120, int), pool.subset(np.arange(20)), 8, seed=0)
+    assert accuracy > 0.95
+
+
+def test_each_pixel_is_standardised_over_the_images() -> None:
+    images = torch.randn(50, 3, 4, 5) * torch.linspace(0.1, 2, 60).view(3, 4, 5) + 7
+    images[:, 0, 0, 0] = 1.0  # the same in all
+    result = standardised(images)
+    expected = StandardScaler().fit_transform(images.flatten(1).double().numpy())
+    # scikit-learn divides by the deviation of these images, torch by that of their population
+    expected *= np.sqrt(49 / 50)
+    np.testing.assert_allclose(result.flatten(1).numpy(), expected, atol=1e-4)
 
 
 def test_of_a_large_pool_some_images_are_learnt_by_heart(
