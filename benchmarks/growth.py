@@ -4,7 +4,7 @@
 
 Runs of a share of the derived lengths, each in a process of its own, on subsets of one real set.
 One thing changes at a time. Exponents are those of a straight line through the logarithms; where
-the derived lengths grow with the fourth root of the images, an exponent of .25 says that a step
+the derived lengths grow with the square root of the images, an exponent of .5 says that a step
 costs the same however large the set.
 """
 

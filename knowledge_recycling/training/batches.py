@@ -79,11 +79,12 @@ def short_length(num_images: int) -> int:
 
 
 def long_length(num_images: int) -> int:
-    """Returns the images that the training of a generator sees: 20,000 N^(1/4), or `short_length`.
+    """Returns the images that the training of a generator sees: 4,000 N^(1/2), or 20,000 N^(1/4).
 
-    It needs its thousands of steps however small the set.
+    The latter of few images (under 625): it needs its thousands of steps however small the set.
     """
-    return max(short_length(num_images), round(20_000 * math.sqrt(math.sqrt(num_images))))
+    root = math.sqrt(num_images)
+    return round(max(4000 * root, 20_000 * math.sqrt(root)))
 
 
 def derived_batch_size(num_images: int, *, largest: int) -> int:

@@ -21,8 +21,8 @@ class GeneratorTraining(Config):
     """How a generator is trained, whatever its kind."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 20,000 times the fourth root of the number of real images, or 1500
-    times the square root, if that is more."""
+    """Length of training; unset: 4,000 times the square root of the number of real images, or
+    20,000 times the fourth root, if that is more."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 64 for large ones."""
     augment: tuple[AugmentationName, ...] = DERIVED
