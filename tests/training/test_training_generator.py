@@ -23,3 +23,19 @@ from knowledge_recycling.training.generator import GeneratorTraining
 def test_derived_length(make_facts: Callable[..., Facts], num_train: int, length: int) -> None:
     config = GeneratorTraining().completed(make_facts(num_train=num_train))
     assert config.images_seen == length
+
+
+@pytest.mark.parametrize(
+    ("candidates", "first", "shares"),
+    [
+        (1, 0.5, [1.0]),
+        (2, 0.5, [0.5, 1.0]),
+        (3, 0.5, [0.5, 0.75, 1.0]),
+        (4, 0.1, [0.1, 0.4, 0.7, 1]),
+    ],
+)
+def test_candidates_are_evenly_spaced_up_to_the_end(
+    candidates: int, first: float, shares: list[float]
+) -> None:
+    config = GeneratorTraining(candidates=candidates, first_candidate=first)
+    assert config.candidate_shares == pytest.approx(shares)
