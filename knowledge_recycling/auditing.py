@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from knowledge_recycling.artefacts import Run
 from knowledge_recycling.data.images import ImageSet
+from knowledge_recycling.data.inspection import fingerprints
 from knowledge_recycling.errors import DataError, RecipeError, RunError
 from knowledge_recycling.fanout import fan_out, workers_for
 from knowledge_recycling.privacy.attacks import generator_loss
@@ -115,8 +116,7 @@ def check_holdout(members: ImageSet, holdout: ImageSet, *, keep: bool) -> Bools:
     Raises:
         DataError: The holdout is too small, or has copies and `keep` does not accept them.
     """
-    known = {each.tobytes() for each in members.images}
-    apart = np.array([each.tobytes() not in known for each in holdout.images], dtype=np.bool_)
+    apart: Bools = ~np.isin(fingerprints(holdout), fingerprints(members))
     copies = int((~apart).sum())
     if copies and not keep:
         raise DataError(

@@ -102,6 +102,11 @@ def inspect(splits: Splits) -> Inspection:
     )
 
 
+def fingerprints(part: ImageSet) -> Prints:
+    """Returns a number [N] for each image, equal where images are identical (8-byte hashes)."""
+    return _read(part).prints
+
+
 @dataclass(frozen=True)
 class _Pixels:
     """What one pass over a split's images tells."""
