@@ -30,6 +30,8 @@ from knowledge_recycling.training.classifier import WEIGHTS
 
 DATA = "data.json"
 """The set as seen, in the folder of the stage `data`."""
+STUDENT = "student.json"
+"""What a student reached, beside its weights."""
 
 
 @dataclass(frozen=True)

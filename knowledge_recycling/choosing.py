@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_recycling.artefacts import (
+    STUDENT,
     Run,
     candidate_files,
     chosen_candidate,
@@ -41,7 +42,7 @@ from knowledge_recycling.recycling.scoring import (
 )
 from knowledge_recycling.recycling.tuning import Space, chosen_space, tune
 from knowledge_recycling.rundir import Fingerprint, flattened, perform
-from knowledge_recycling.stages import STUDENT, attacked_members, for_each_generator, learn
+from knowledge_recycling.stages import attacked_members, for_each_generator, learn
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.generator import images_of

@@ -18,6 +18,7 @@ import torch
 
 from knowledge_recycling import choosing, stages
 from knowledge_recycling.artefacts import (
+    STUDENT,
     Run,
     candidate_files,
     chosen_candidate,
@@ -200,7 +201,7 @@ def targets_of(shadow: Run) -> Iterator[Target]:
     yardsticks, whole = shadow.recipe.audit.yardsticks, shadow.recipe.audit.mode == "pipeline"
     yield Target("teacher", load_teacher(shadow).classifier, About())
     if whole:
-        drawn = read_json(shadow.folder / "student/student.json")["sampling"]["sampled"]
+        drawn = read_json(shadow.folder / "student" / STUDENT)["sampling"]["sampled"]
         about = About(distinct_images=drawn / len(shadow.members))
         yield Target("student", load_student(shadow), about)
     if yardsticks.early_stop:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from knowledge_recycling.artefacts import (
+    STUDENT,
     Run,
     chosen,
     chosen_knobs,
@@ -54,9 +55,6 @@ from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier
 from knowledge_recycling.training.generator import SaveCandidates, augmented
 from knowledge_recycling.training.loop import METRICS, Plan, train
 from knowledge_recycling.training.validation import kept, predict_logits
-
-STUDENT = "student.json"
-"""What the student reached, beside its weights."""
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from knowledge_recycling.artefacts import DATA, Run, chosen, chosen_knobs
+from knowledge_recycling.artefacts import DATA, STUDENT, Run, chosen, chosen_knobs
 from knowledge_recycling.recipe import Recipe, changed_settings
 from knowledge_recycling.rundir import DONE, output_digest, record_of
 from knowledge_recycling.storage import read_json
@@ -103,7 +103,7 @@ def selection(
         "seconds": seconds(run, "candidates") + seconds(run, "tuning"),
         "leakage_limit": limit,
         "cost_of_limit_pp": None if limit is None else cost_of_limit(candidates, trials),
-        "student_leakage": read_json(run.folder / "student/student.json").get("leakage"),
+        "student_leakage": read_json(run.folder / "student" / STUDENT).get("leakage"),
     }
 
 
