@@ -1,0 +1,119 @@
+"""How should threads wait for each other? Teacher training, alone and beside a busy neighbour.
+
+    python -m benchmarks.threads recipes/pneumoniamnist.toml --out runs/threads.json
+
+A step is hundreds of small parallel regions. How long a thread that is done spins before it sleeps
+is set by the environment when torch is loaded, so each setting has a process of its own; all take
+turns. The neighbour is another such training with one thread. Rates are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.limit import TRAINING, classifier_parts, print_table
+from knowledge_recycling import Recipe, pipeline
+from knowledge_recycling.data.splits import load_splits
+from knowledge_recycling.fanout import num_cores
+from knowledge_recycling.progress import SilentReporter
+
+SETTINGS: dict[str, Mapping[str, str]] = {
+    "as torch comes": {},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
+}
+WARM_UP = 5
+"""Steps before the clock starts."""
+FOREVER = 1e6
+
+
+def rate(recipe: Path, threads: int, seconds: float) -> float:
+    """Returns the images per second of this process' training."""
+    with TemporaryDirectory() as folder:
+        loaded = Recipe.load(recipe, [f"compute.threads={threads}"])
+        splits = load_splits(loaded.data)
+        run = pipeline.prepare(loaded, splits, Path(folder), SilentReporter())
+        part = next(each for each in classifier_parts(run, compiled=False) if each.name == TRAINING)
+        for _ in range(WARM_UP):
+            part.call()
+        calls, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            part.call()
+            calls += 1
+        return calls * part.images / (time.perf_counter() - start)
+
+
+def command(recipe: Path, threads: int, seconds: float) -> list[str]:
+    """Returns the command line of a process that prints its `rate`."""
+    one = [str(recipe), "--threads", str(threads), "--seconds", str(seconds), "--one"]
+    return [sys.executable, "-m", "benchmarks.threads", *one]
+
+
+def measured(recipe: Path, threads: int, seconds: float, setting: Mapping[str, str]) -> float:
+    """Returns the rate in a process with that environment."""
+    environment = os.environ | setting
+    asked = command(recipe, threads, seconds)
+    done = subprocess.run(asked, env=environment, check=True, stdout=subprocess.PIPE)
+    return float(done.stdout.split()[-1])
+
+
+@contextmanager
+def neighbour(recipe: Path, *, busy: bool) -> Iterator[None]:
+    """Keeps a core busy while the block runs, if asked to."""
+    if not busy:
+        yield
+        return
+    with subprocess.Popen(command(recipe, 1, FOREVER), stdout=subprocess.DEVNULL) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+def main() -> None:
+    """Measures, prints the table in Markdown and writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--threads", type=int, default=num_cores())
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", action="store_true", help="measure this process alone")
+    parser.add_argument("--out", type=Path, default=Path("runs/threads.json"))
+    given = parser.parse_args()
+    if given.one:
+        print(rate(given.recipe, given.threads, given.seconds))
+        return
+    cells = [("1 thread", 1, SETTINGS["as torch comes"])]
+    cells += [
+        (f"{given.threads} threads, {name}", given.threads, s) for name, s in SETTINGS.items()
+    ]
+    rates: dict[str, dict[str, list[float]]] = {name: {} for name, _, _ in cells}
+    for _ in range(given.rounds):
+        for state, busy in (("alone", False), ("beside a busy core", True)):
+            with neighbour(given.recipe, busy=busy):
+                for name, threads, setting in cells:
+                    found = measured(given.recipe, threads, given.seconds, setting)
+                    rates[name].setdefault(state, []).append(found)
+    table = {
+        name: {state: statistics.median(each) for state, each in by_state.items()}
+        for name, by_state in rates.items()
+    }
+    print_table("images per second", table)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(rates, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
