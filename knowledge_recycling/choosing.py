@@ -59,11 +59,11 @@ def check_before_training(run: Run) -> None:
     known = {name: knob for each in run.of_further for name, knob in known_knobs(each).items()}
     space = chosen_space(run.recipe.tuning, known | known_knobs(run))
     check_choices(run.recipe.student, space)
-    if run.recipe.further_generators and run.recipe.selection.finalists > 1:
+    if run.recipe.further_generators and run.recipe.selection.finalists > 2:
         raise RecipeError(
             "the knobs of several generators are tuned apart, so no student can confirm them",
             where="selection.finalists",
-            expected="1, where there are further_generators",
+            expected="at most 2, where there are further_generators",
             got=run.recipe.selection.finalists,
             next_step="leave the key out, or use one generator",
         )
@@ -149,10 +149,10 @@ def confirmed(
 ) -> list[dict[str, Any]]:
     """Returns the table of trials with the scores of full students, which then decide.
 
-    A finalist must be clearly better than the one that the cheap students chose to take its place.
+    The defaults must be clearly beaten here too: a lead of cheap students may be one of speed.
     """
     finalists = finalists_of(trials, run.recipe.selection.finalists)
-    if len(finalists) == 1:
+    if len(finalists) == 1 or run.recipe.further_generators:
         return trials
     scores = []
     for number in finalists:
@@ -175,11 +175,15 @@ def confirmed(
 
 
 def finalists_of(trials: Sequence[Mapping[str, Any]], number: int) -> list[int]:
-    """Returns which trials compete: the chosen one, the defaults, then by merit."""
+    """Returns which trials compete: the defaults, the chosen one, then by merit."""
     chosen = next(i for i, row in enumerate(trials) if row["chosen"])
+    if number == 1:
+        return [chosen]
     usable = [i for i, row in enumerate(trials) if row["failure"] is None]
-    usable.sort(key=lambda i: -(trials[i]["cas"] + trials[i]["robust_cas"]))
-    return list(dict.fromkeys([chosen, *(i for i in (0, *usable) if i in usable)]))[:number]
+    first = [i for i in dict.fromkeys([0, chosen]) if i in usable]
+    others = [i for i in usable if i not in first]
+    others.sort(key=lambda i: -(trials[i]["cas"] + trials[i]["robust_cas"]))
+    return [*first, *others[: number - 2]]
 
 
 def learn_finalist(candidate: Path, knobs: Knobs, run: Run, folder: Path) -> None:

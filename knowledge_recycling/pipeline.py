@@ -92,7 +92,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
-        version=4,
+        version=5,
     ),
     Stage(
         "student",
