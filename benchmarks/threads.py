@@ -58,7 +58,7 @@ def rate(recipe: Path, threads: int, seconds: float) -> float:
 def command(recipe: Path, threads: int, seconds: float) -> list[str]:
     """Returns the command line of a process that prints its `rate`."""
     one = [str(recipe), "--threads", str(threads), "--seconds", str(seconds), "--one"]
-    return [sys.executable, "-m", "benchmarks.threads", *one]
+    return [sys.executable, "-W", "ignore", "-m", "benchmarks.threads", *one]
 
 
 def measured(recipe: Path, threads: int, seconds: float, setting: Mapping[str, str]) -> float:
