@@ -37,6 +37,7 @@ SETTINGS: dict[str, Mapping[str, str]] = {
 WARM_UP = 5
 """Steps before the clock starts."""
 FOREVER = 1e6
+"""Seconds of the neighbour, which is killed before."""
 
 
 def rate(recipe: Path, threads: int, seconds: float) -> float:
@@ -48,6 +49,7 @@ def rate(recipe: Path, threads: int, seconds: float) -> float:
         part = next(each for each in classifier_parts(run, compiled=False) if each.name == TRAINING)
         for _ in range(WARM_UP):
             part.call()
+        # not `seconds_of`: with one thread its clock leaves out what a neighbour costs
         calls, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             part.call()

@@ -116,8 +116,8 @@ def check_holdout(members: ImageSet, holdout: ImageSet, *, keep: bool) -> Bools:
     Raises:
         DataError: The holdout is too small, or has copies and `keep` does not accept them.
     """
-    apart: Bools = ~np.isin(fingerprints(holdout), fingerprints(members))
-    copies = int((~apart).sum())
+    copied = np.isin(fingerprints(holdout), fingerprints(members))
+    apart, copies = ~copied, int(copied.sum())
     if copies and not keep:
         raise DataError(
             f"{copies} validation images are also training images",
