@@ -77,6 +77,7 @@ STAGES = (
         ("generator", "further_generators", "generator_training"),
         (),
         ("train",),
+        version=2,
     ),
     Stage(
         "candidates",
@@ -114,7 +115,7 @@ STAGES = (
         ("teacher", "generator", "generator_training", "student", "selection", "audit"),
         ("tuning",),
         ("train", "val"),
-        version=5,
+        version=6,
     ),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split. Under a

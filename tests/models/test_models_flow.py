@@ -176,6 +176,63 @@ def test_labels_are_hidden_as_often_as_asked(fabric: Fabric, dropout: float) -> 
     assert math.isclose(hidden[0].float().mean(), dropout, abs_tol=5 * 0.5 / math.sqrt(2000))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_training_reaches_the_noise_that_sampling_starts_from(fabric: Fabric, share: float) -> None:
+    times: list[Tensor] = []
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        times.append(t)
+        return torch.zeros_like(x)
+
+    config = CONFIG.model_copy(update={"uniform_times": share})
+    objective = Objective(generator_with(velocity), config, fabric)
+    objective.loss(torch.zeros(20_000, 1, 1, 1), torch.ones(20_000, dtype=torch.long), rng(0, "a"))
+    ordered = times[0].sort().values
+    for t in (0.05, 0.5, 0.8, 0.95):
+        logit_normal = statistics.NormalDist().cdf(math.log(t / (1 - t)))
+        below = int(torch.searchsorted(ordered, t)) / 20_000
+        expected = share * t + (1 - share) * logit_normal
+        assert math.isclose(below, expected, abs_tol=5 * 0.5 / math.sqrt(20_000))
+
+
+def test_a_network_that_adds_nothing_already_draws_white_images_well() -> None:
+    generator = Generator(CONFIG, SHAPE, 2)  # its last layer is zero
+    x, t = torch.randn(5, *SHAPE), torch.linspace(0.1, 1.0, 5)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    exact = gaussian_velocity(0.0, 0.5)
+    torch.testing.assert_close(generator.velocity(x, t, labels), exact(x, t, labels))
+
+
+def test_what_a_network_has_to_add_has_unit_variance() -> None:
+    torch.manual_seed(0)
+    images, noise = 0.5 * torch.randn(20_000, 1, 1, 1), torch.randn(20_000, 1, 1, 1)
+    generator = Generator(CONFIG, (1, 1, 1), 2)
+    seen: list[Tensor] = []
+    answers = (torch.zeros_like(images), torch.ones_like(images))
+    for t in (0.1, 0.5, 0.9):
+        times = torch.full((20_000,), t)
+        x = torch.lerp(images, noise, t)
+        parts = []
+        for answer in answers:
+            generator.network = Answers(seen, answer)
+            parts.append(generator.velocity(x, times, times.long()))
+        guess, unit = parts[0], parts[1] - parts[0]
+        assert seen[-1].std() == pytest.approx(1, abs=0.03)
+        assert ((noise - images - guess) / unit).std() == pytest.approx(1, abs=0.03)
+
+
+class Answers(nn.Module):
+    """A network that notes what it sees and gives a fixed answer."""
+
+    def __init__(self, seen: list[Tensor], answer: Tensor) -> None:
+        super().__init__()
+        self.seen, self.answer = seen, answer
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.answer
+
+
 def test_the_learning_rate_warms_up_linearly(fabric: Fabric) -> None:
     config = Config(width=8, patch=1, warmup_steps=4, learning_rate=0.01)
     objective = Objective(Generator(config, SHAPE, 2), config, fabric)

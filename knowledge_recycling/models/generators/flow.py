@@ -33,6 +33,9 @@ KNOBS = {
     "steps": Knob(3, (2, 3, 6), tuned=False),
 }
 
+IMAGE_STD = 0.5
+"""Of pixels in [-1, 1], as Karras et al. 2022 (arXiv 2206.00364) assume for all sets of images."""
+
 LOSS_TIMES = 8
 """Times at which `Generator.losses` looks."""
 
@@ -53,6 +56,9 @@ class Config(PluginConfig):
     """Steps over which the learning rate rises linearly."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of labels hidden in training, so that guidance has an unconditional velocity."""
+    uniform_times: float = Field(0.25, ge=0, le=1)
+    """Share of the times of training that are uniform; the others hardly reach pure noise, from
+    where sampling takes its longest step."""
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives the patch so that the finest level has 8 to 16 positions per side."""
@@ -70,9 +76,17 @@ class Generator(nn.Module):
         self.network = UNet(config, shape[0], num_classes + 1)  # the last label means "hidden"
 
     def velocity(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Returns the velocity noise minus image, [N,C,H,W], at `x` [N,C,H,W] and `t` [N]."""
-        velocity: Tensor = self.network(x, t, labels)
-        return velocity
+        """Returns the velocity noise minus image, [N,C,H,W], at `x` [N,C,H,W] and `t` [N].
+
+        The network sees `x` at unit variance and adds, at unit variance too, what the best linear
+        guess for white images leaves open: the preconditioning of Karras et al. 2022, section 5.
+        """
+        t_map = t[:, None, None, None]
+        image_variance = IMAGE_STD**2
+        variance = (1 - t_map) ** 2 * image_variance + t_map**2  # of x
+        guess = (t_map - (1 - t_map) * image_variance) / variance * x
+        left_open: Tensor = self.network(x * variance.rsqrt(), t, labels).float()
+        return guess + IMAGE_STD * variance.rsqrt() * left_open
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Tensor, knobs: Knobs) -> Tensor:
@@ -92,7 +106,7 @@ class Generator(nn.Module):
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """Returns the denoising errors [N] of images [N,C,H,W] in [-1, 1] of the classes `labels`.
 
-        The flow matching loss, at quantiles of the times of training, each with one noise for all
+        The flow matching loss, at quantiles of the logit-normal times, each with one noise for all
         images, so that images and generators compare: what an attack on a generator asks.
         """
         quantiles = (torch.arange(LOSS_TIMES) + 0.5) / LOSS_TIMES
@@ -101,7 +115,7 @@ class Generator(nn.Module):
         errors = torch.zeros(len(images), device=images.device)
         for t, noise in zip(times, noises, strict=True):
             at = torch.full((len(images),), t, device=images.device)
-            velocity = self.velocity(torch.lerp(images, noise, t), at, labels).float()
+            velocity = self.velocity(torch.lerp(images, noise, t), at, labels)
             errors += (velocity - (noise - images)).square().mean(dim=(1, 2, 3))
         return errors / LOSS_TIMES
 
@@ -118,11 +132,11 @@ class Generator(nn.Module):
 
     def _guided(self, x: Tensor, t: float, labels: Tensor, guidance: float) -> Tensor:
         times = torch.full((len(x),), t, device=x.device)
-        velocity = self.velocity(x, times, labels).float()
+        velocity = self.velocity(x, times, labels)
         if guidance == 1.0:
             return velocity
         hidden = torch.full_like(labels, self.num_classes)
-        unconditional = self.velocity(x, times, hidden).float()
+        unconditional = self.velocity(x, times, hidden)
         return unconditional + guidance * (velocity - unconditional)
 
 
@@ -162,17 +176,23 @@ class Objective:
     def loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Returns the mean squared error of the velocity (conditional flow matching loss).
 
-        Times follow a logit-normal law (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+        Most times follow a logit-normal law (Esser et al. 2024, arXiv 2403.03206, section 3.1).
         """
         device = images.device
         noise = torch.randn(images.shape, generator=rng).to(device)
-        t = torch.randn(len(images), generator=rng).sigmoid().to(device)
+        t = self._times(len(images), rng).to(device)
         hide = (torch.rand(len(images), generator=rng) < self.config.label_dropout).to(device)
         images, labels, noise, t, hide = ranks.shard(images, labels, noise, t, hide)
         x_t = torch.lerp(images, noise, t[:, None, None, None])
         seen = torch.where(hide, self.generator.num_classes, labels)
         velocity = self.generator.velocity(x_t, t, seen)
-        return functional.mse_loss(velocity.float(), noise - images)
+        return functional.mse_loss(velocity, noise - images)
+
+    def _times(self, number: int, rng: torch.Generator) -> Tensor:
+        logit_normal = torch.randn(number, generator=rng).sigmoid()
+        uniform = torch.rand(number, generator=rng)
+        is_uniform = torch.rand(number, generator=rng) < self.config.uniform_times
+        return torch.where(is_uniform, uniform, logit_normal)
 
     def averaged(self) -> nn.Module:
         """Returns the generator with averaged weights: what a candidate saves."""
