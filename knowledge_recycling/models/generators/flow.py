@@ -50,7 +50,7 @@ class Config(PluginConfig):
     """Residual blocks per level on the way down, and again on the way up."""
     patch: PositiveInt = DERIVED
     """Pixels per side of the patch that becomes one position; unset: 1 up to 16 px, 2 up to 32."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Peak of Adam's learning rate, reached after `warmup_steps`."""
     warmup_steps: PositiveInt = 100
     """Steps over which the learning rate rises linearly."""
