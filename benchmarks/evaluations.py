@@ -2,10 +2,10 @@
 
     python -m benchmarks.evaluations runs/pneumoniamnist --seeds 3 --out runs/evaluations.json
 
-Takes the teacher and the chosen candidate of a finished run. For each number of Heun steps and each
-seed, students like those of Checkpoint Optimisation, or longer ones (`--share`), learn by GKD with
-that many steps; their accuracies are on the validation split, since this is a choice. A step takes
-two evaluations, the last one. Intervals over seeds are Student's t, 95 %.
+Takes the teacher and the chosen candidate of a finished run. For each number of midpoint steps and
+each seed, students like those of Checkpoint Optimisation, or longer ones (`--share`), learn by GKD
+with that many steps; their accuracies are on the validation split, since this is a choice. A step
+takes two evaluations, the last one. Intervals over seeds are Student's t, 95 %.
 """
 
 from __future__ import annotations

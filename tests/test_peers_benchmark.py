@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_evaluations_are_counted(run: Run) -> None:
-    """A Heun step takes two evaluations, the last one a single one."""
+    """A midpoint step takes two evaluations, the last one a single one."""
     evaluations, flops = work(new_generator(run), {"steps": 4})
     assert evaluations == 7
     assert work(new_generator(run), {"steps": 2}) == (3, flops)
