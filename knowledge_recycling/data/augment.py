@@ -67,6 +67,14 @@ def augment(images: Tensor, names: Sequence[str], generator: torch.Generator) ->
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def augment_half(images: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
+    """Returns the images, about half of them, drawn by lot, after `augment`; see there."""
+    if not names:
+        return images
+    changed = augment(images, names, generator)
+    return torch.where(_coins(images, generator), changed, images)
+
+
 def known_augmentation(name: str) -> str:
     """Returns `name` itself.
 

@@ -24,7 +24,7 @@ from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.context import Context
-from knowledge_recycling.data.augment import AugmentationName, augment
+from knowledge_recycling.data.augment import AugmentationName, augment, augment_half
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.averaging import power_average
@@ -58,6 +58,8 @@ class ClassifierTraining(Config):
     """Weight decay of SGD, not applied to biases and normalisation."""
     augment: tuple[AugmentationName, ...] = DERIVED
     """Augmentations by name; unset: shift, cutout and the flips measured to keep the class."""
+    extra_augment: tuple[AugmentationName, ...] = ()
+    """Augmentations that half of the images get on top."""
     snapshots: PositiveInt = 12
     """How often the averaged classifier is validated; the latest that is not clearly worse than the
     best is kept."""
@@ -91,15 +93,13 @@ class StudentTraining(ClassifierTraining):
     """How a student is trained.
 
     The teacher labels each augmented image as it is, so that even augmentations which change the
-    class leave the label right: by default there are more of them, also those that make images
-    look as if they came from another device ("consistent teaching", Beyer et al. 2022,
-    arXiv 2106.05237).
+    class leave the label right ("consistent teaching", Beyer et al. 2022, arXiv 2106.05237). Hence
+    the extra ones, which make images look as if they came from another device; the other half of
+    the images teaches what they look like from the one at hand.
     """
 
-    def derived(self, facts: Facts) -> dict[str, Any]:
-        """Derives length, batch size and augmentation from the set."""
-        derived = super().derived(facts)
-        return derived | {"augment": (*derived["augment"], "intensity", "rotate", "noise")}
+    extra_augment: tuple[AugmentationName, ...] = ("intensity", "rotate", "noise")
+    """Augmentations that half of the images get on top."""
 
 
 class ClassifierObjective:
@@ -131,7 +131,9 @@ class ClassifierObjective:
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes one step on images [N,C,H,W] in [-1, 1] and labels [N]; returns its loss."""
         self.classifier.train()
-        images, labels = ranks.shard(augment(images, self.config.augment, rng), labels)
+        images = augment(images, self.config.augment, rng)
+        images = augment_half(images, self.config.extra_augment, rng)
+        images, labels = ranks.shard(images, labels)
         with self.fabric.autocast():
             targets = self.targets(images, labels)
             logits = self.classifier(images)

@@ -22,6 +22,7 @@ from knowledge_recycling.data.augment import (
     NOISE_STD,
     AugmentationName,
     augment,
+    augment_half,
     measured_symmetries,
 )
 from knowledge_recycling.data.images import ImageSet
@@ -83,6 +84,17 @@ def test_augmentations_are_applied_in_order():
         by_hand = augment(by_hand, [name], stream)
     assert torch.equal(augment(images, ("shift", "cutout", "hflip"), generator()), by_hand)
     assert torch.equal(augment(images, (), generator()), images)
+
+
+def test_half_of_the_images_get_all_of_the_extra_augmentations_and_the_others_none():
+    images, names = random_images(1000, 1, 8, 8), ["intensity", "noise"]
+    changed = augment(images, names, generator())
+    half = augment_half(images, names, generator())
+    is_changed = (half == changed).flatten(1).all(1)
+    is_plain = (half == images).flatten(1).all(1)
+    assert (is_changed ^ is_plain).all()
+    assert abs(int(is_changed.sum()) - 500) < 5 * np.sqrt(1000 / 4)
+    assert augment_half(images, [], generator()) is images
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,13 @@ class OneHot(nn.Module):
 
 
 def config(**changes: Any) -> StudentConfig:
-    training = {"images_seen": 48, "batch_size": 8, "augment": (), "snapshots": 2}
+    training = {
+        "images_seen": 48,
+        "batch_size": 8,
+        "augment": (),
+        "snapshots": 2,
+        "extra_augment": (),
+    }
     training |= changes.pop("training", {})
     return StudentConfig(
         classifier=resnet.Config(width=8, blocks=1),
@@ -136,8 +142,8 @@ def test_the_teacher_labels_exactly_the_augmented_batch_of_the_student(
     student_sees: list[Tensor],
 ) -> None:
     teacher = OneHot()
-    names = ("shift", "cutout", "hflip", "noise")
-    distil(lesson(config(training={"augment": names}), make_set(20), teacher), tmp_path, context)
+    training = {"augment": ("shift", "cutout", "hflip", "noise"), "extra_augment": ("intensity",)}
+    distil(lesson(config(training=training), make_set(20), teacher), tmp_path, context)
     assert len(student_sees) == 6
     for one, other in zip(teacher.seen, student_sees, strict=True):
         assert torch.equal(one, other)

@@ -30,7 +30,7 @@ from knowledge_recycling.models.layers import zeroed
 KNOBS = {
     "latent_std": Knob(1.0, (0.9, 1.0, 1.1, 1.2)),
     "guidance": Knob(1.0, (1.0, 1.5, 2.0)),
-    "steps": Knob(3, (2, 3, 6), tuned=False),
+    "steps": Knob(4, (2, 4, 6), tuned=False),
 }
 
 IMAGE_STD = 0.5
