@@ -95,11 +95,19 @@ class StudentTraining(ClassifierTraining):
     The teacher labels each augmented image as it is, so that even augmentations which change the
     class leave the label right ("consistent teaching", Beyer et al. 2022, arXiv 2106.05237). Hence
     the extra ones, which make images look as if they came from another device; the other half of
-    the images teaches what they look like from the one at hand.
+    the images teaches what they look like from the one at hand. New images come all along, so a
+    student has more to learn from than its teacher, and learns for longer.
     """
 
+    images_seen: PositiveInt = DERIVED
+    """Length of training; unset: 3000 times the square root of the number of real images."""
     extra_augment: tuple[AugmentationName, ...] = ("intensity", "rotate", "noise")
     """Augmentations that half of the images get on top."""
+
+    @staticmethod
+    def length(num_images: int) -> int:
+        """Returns the derived length for a number of real images: twice a teacher's."""
+        return 2 * short_length(num_images)
 
 
 class ClassifierObjective:

@@ -320,7 +320,10 @@ def test_a_student_is_shown_all_that_its_teacher_is_and_more(
     student, teacher = (each().completed(facts) for each in (StudentTraining, TeacherTraining))
     assert student.augment == teacher.augment
     assert (bool(student.extra_augment), bool(teacher.extra_augment)) == (True, False)
-    assert (student.images_seen, student.batch_size) == (teacher.images_seen, teacher.batch_size)
+    assert (student.images_seen, student.batch_size) == (
+        2 * teacher.images_seen,
+        teacher.batch_size,
+    )
 
 
 def test_images_reach_the_network_in_the_unit_range(
