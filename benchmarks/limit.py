@@ -24,6 +24,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -268,6 +269,13 @@ def pay_back(seconds: dict[str, float], first: dict[str, float]) -> dict[str, di
     return table
 
 
+@contextmanager
+def prepared(recipe: Recipe) -> Iterator[Run]:
+    """Yields the run of a recipe, ready to train, in a folder that goes with it."""
+    with TemporaryDirectory() as folder:
+        yield pipeline.prepare(recipe, load_splits(recipe.data), Path(folder), SilentReporter())
+
+
 def main() -> None:
     """Measures, prints the tables in Markdown and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -278,9 +286,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/limit.json"))
     given = parser.parse_args()
     recipe = Recipe.load(given.recipe, given.set)
-    with TemporaryDirectory() as folder:
-        splits = load_splits(recipe.data)
-        run = pipeline.prepare(recipe, splits, Path(folder), SilentReporter())
+    with prepared(recipe) as run:
         fabric = run.context.fabric
         best = limits(fabric)
         parts = list(parts_of(run))

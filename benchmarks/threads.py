@@ -19,13 +19,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from benchmarks.limit import TRAINING, classifier_parts, print_table
-from knowledge_recycling import Recipe, pipeline
-from knowledge_recycling.data.splits import load_splits
+from benchmarks.limit import TRAINING, classifier_parts, prepared, print_table
+from knowledge_recycling import Recipe
 from knowledge_recycling.fanout import num_cores
-from knowledge_recycling.progress import SilentReporter
 
 SETTINGS: dict[str, Mapping[str, str]] = {
     "as torch comes": {},
@@ -42,10 +39,7 @@ FOREVER = 1e6
 
 def rate(recipe: Path, threads: int, seconds: float) -> float:
     """Returns the images per second of this process' training."""
-    with TemporaryDirectory() as folder:
-        loaded = Recipe.load(recipe, [f"compute.threads={threads}"])
-        splits = load_splits(loaded.data)
-        run = pipeline.prepare(loaded, splits, Path(folder), SilentReporter())
+    with prepared(Recipe.load(recipe, [f"compute.threads={threads}"])) as run:
         part = next(each for each in classifier_parts(run, compiled=False) if each.name == TRAINING)
         for _ in range(WARM_UP):
             part.call()

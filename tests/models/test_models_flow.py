@@ -144,7 +144,7 @@ def test_the_loss_of_standing_still_is_that_of_its_own_noise(fabric: Fabric) -> 
     torch.testing.assert_close(loss, (noise - images).square().mean())
 
 
-def test_losses_are_the_errors_of_the_velocity_at_quantiles_of_the_training_times() -> None:
+def test_losses_are_the_errors_of_the_velocity_at_quantiles_of_the_logit_normal_times() -> None:
     generator = generator_with(lambda x, t, labels: x * 0.5 + t[:, None, None, None])
     images = torch.rand(3, *SHAPE) * 2 - 1
     losses = generator.losses(images, torch.tensor([0, 1, 1]))

@@ -85,8 +85,9 @@ class Generator(nn.Module):
         image_variance = IMAGE_STD**2
         variance = (1 - t_map) ** 2 * image_variance + t_map**2  # of x
         guess = (t_map - (1 - t_map) * image_variance) / variance * x
-        left_open: Tensor = self.network(x * variance.rsqrt(), t, labels).float()
-        return guess + IMAGE_STD * variance.rsqrt() * left_open
+        to_unit = variance.rsqrt()
+        left_open: Tensor = self.network(x * to_unit, t, labels).float()
+        return guess + IMAGE_STD * to_unit * left_open
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Tensor, knobs: Knobs) -> Tensor:
@@ -123,11 +124,12 @@ class Generator(nn.Module):
         self, x: Tensor, interval: tuple[float, float], labels: Tensor, guidance: float
     ) -> Tensor:
         t, t_next = interval
+        length = t_next - t
         slope = self._guided(x, t, labels, guidance)
-        if t_next == 0.0:  # the plain last step lands on the mean image, so it leaves no noise
-            return x + (t_next - t) * slope
-        half_way = x + (t_next - t) * 0.5 * slope
-        return x + (t_next - t) * self._guided(half_way, (t + t_next) / 2, labels, guidance)
+        if t_next != 0.0:  # the plain last step lands on the mean image, so it leaves no noise
+            half_way = x + length * 0.5 * slope
+            slope = self._guided(half_way, (t + t_next) / 2, labels, guidance)
+        return x + length * slope
 
     def _guided(self, x: Tensor, t: float, labels: Tensor, guidance: float) -> Tensor:
         times = torch.full((len(x),), t, device=x.device)
