@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning_fabric import Fabric
 
 from knowledge_recycling.compute import ComputeConfig, make_fabric
@@ -16,6 +17,12 @@ from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.progress import SilentReporter
 
 Shape = tuple[int, int, int]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draws that name no generator are the same in every run and order of the tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
