@@ -24,7 +24,7 @@ from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recycling.scoring import Score
 from knowledge_recycling.study.table import over_seeds
 
-STEPS = (1, 2, 3, 5, 8)
+STEPS = (1, 2, 3, 4, 8)
 
 
 def scores_by_steps(run: Run, seeds: int, out: Path) -> dict[int, list[Score]]:

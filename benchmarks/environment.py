@@ -1,9 +1,10 @@
-"""How should threads wait for each other? Teacher training, alone and beside a busy neighbour.
+"""What should the environment say to threads and allocator? Training, alone and beside a neighbour.
 
-    python -m benchmarks.threads recipes/pneumoniamnist.toml --out runs/threads.json
+    python -m benchmarks.environment recipes/pneumoniamnist.toml --out runs/environment.json
 
-A step is hundreds of small parallel regions. How long a thread that is done spins before it sleeps
-is set by the environment when torch is loaded, so each setting has a process of its own; all take
+A step is hundreds of small parallel regions: how long should a thread that is done spin before it
+sleeps? It takes and gives back megabytes: should those go back to the system, and come in huge
+pages? Both are read when torch is loaded, so each setting has a process of its own; all take
 turns. The neighbour is another such training with one thread. Rates are medians over the rounds.
 """
 
@@ -20,16 +21,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.limit import TRAINING, classifier_parts, prepared, print_table
+from benchmarks.limit import TRAINING, parts_of, prepared, print_table
 from knowledge_recycling import Recipe
 from knowledge_recycling.fanout import num_cores
 
+KEPT = str(2**30)
+"""Bytes below which glibc gives nothing back to the system."""
 SETTINGS: dict[str, Mapping[str, str]] = {
     "as torch comes": {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
+    "memory is kept": {"MALLOC_TRIM_THRESHOLD_": KEPT, "MALLOC_MMAP_THRESHOLD_": KEPT},
+    "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},
 }
 WARM_UP = 5
 """Steps before the clock starts."""
@@ -37,10 +42,10 @@ FOREVER = 1e6
 """Seconds of the neighbour, which is killed before."""
 
 
-def rate(recipe: Path, threads: int, seconds: float) -> float:
-    """Returns the images per second of this process' training."""
+def rate(recipe: Path, name: str, threads: int, seconds: float) -> float:
+    """Returns the images per second of this process at the named part of a run."""
     with prepared(Recipe.load(recipe, [f"compute.threads={threads}"])) as run:
-        part = next(each for each in classifier_parts(run, compiled=False) if each.name == TRAINING)
+        part = next(each for each in parts_of(run) if each.name == name)
         for _ in range(WARM_UP):
             part.call()
         # not `seconds_of`: with one thread its clock leaves out what a neighbour costs
@@ -51,27 +56,27 @@ def rate(recipe: Path, threads: int, seconds: float) -> float:
         return calls * part.images / (time.perf_counter() - start)
 
 
-def command(recipe: Path, threads: int, seconds: float) -> list[str]:
+def command(given: argparse.Namespace, threads: int, seconds: float) -> list[str]:
     """Returns the command line of a process that prints its `rate`."""
-    one = [str(recipe), "--threads", str(threads), "--seconds", str(seconds), "--one"]
-    return [sys.executable, "-W", "ignore", "-m", "benchmarks.threads", *one]
+    one = ["--part", given.part, "--threads", str(threads), "--seconds", str(seconds), "--one"]
+    module = [sys.executable, "-W", "ignore", "-m", "benchmarks.environment"]
+    return [*module, str(given.recipe), *one]
 
 
-def measured(recipe: Path, threads: int, seconds: float, setting: Mapping[str, str]) -> float:
+def measured(given: argparse.Namespace, threads: int, setting: Mapping[str, str]) -> float:
     """Returns the rate in a process with that environment."""
-    environment = os.environ | setting
-    asked = command(recipe, threads, seconds)
-    done = subprocess.run(asked, env=environment, check=True, stdout=subprocess.PIPE)
+    asked = command(given, threads, given.seconds)
+    done = subprocess.run(asked, env=os.environ | setting, check=True, stdout=subprocess.PIPE)
     return float(done.stdout.split()[-1])
 
 
 @contextmanager
-def neighbour(recipe: Path, *, busy: bool) -> Iterator[None]:
+def neighbour(given: argparse.Namespace, *, busy: bool) -> Iterator[None]:
     """Keeps a core busy while the block runs, if asked to."""
     if not busy:
         yield
         return
-    with subprocess.Popen(command(recipe, 1, FOREVER), stdout=subprocess.DEVNULL) as other:
+    with subprocess.Popen(command(given, 1, FOREVER), stdout=subprocess.DEVNULL) as other:
         try:
             yield
         finally:
@@ -82,14 +87,15 @@ def main() -> None:
     """Measures, prints the table in Markdown and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--part", default=TRAINING, help='or "flow training", "flow sampling", ...')
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", action="store_true", help="measure this process alone")
-    parser.add_argument("--out", type=Path, default=Path("runs/threads.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/environment.json"))
     given = parser.parse_args()
     if given.one:
-        print(rate(given.recipe, given.threads, given.seconds))
+        print(rate(given.recipe, given.part, given.threads, given.seconds))
         return
     cells = [("1 thread", 1, SETTINGS["as torch comes"])]
     cells += [
@@ -98,15 +104,15 @@ def main() -> None:
     rates: dict[str, dict[str, list[float]]] = {name: {} for name, _, _ in cells}
     for _ in range(given.rounds):
         for state, busy in (("alone", False), ("beside a busy core", True)):
-            with neighbour(given.recipe, busy=busy):
+            with neighbour(given, busy=busy):
                 for name, threads, setting in cells:
-                    found = measured(given.recipe, threads, given.seconds, setting)
+                    found = measured(given, threads, setting)
                     rates[name].setdefault(state, []).append(found)
     table = {
         name: {state: statistics.median(each) for state, each in by_state.items()}
         for name, by_state in rates.items()
     }
-    print_table("images per second", table)
+    print_table(f"{given.part}, images per second", table)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(rates, indent=2), encoding="utf-8")
 
