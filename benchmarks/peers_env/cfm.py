@@ -31,6 +31,8 @@ class Generator(nn.Module):
     """The U-Net of the package's MNIST example, made cheaper: as wide at all of its three levels.
 
     And with attention at the coarsest level only, where the example has it on all 784 positions.
+    Time and class scale what was normalised (the package's option): added before, as in the
+    example, 32 groups of one channel each would take them out again, and did.
     """
 
     def __init__(self, config: Config, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -44,6 +46,7 @@ class Generator(nn.Module):
             channel_mult=[1, 1, 1],
             num_classes=num_classes,
             class_cond=True,
+            use_scale_shift_norm=True,
             attention_resolutions=str(shape[-1] // 4),
         )
 
