@@ -103,8 +103,8 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    # older versions refuse more than 32 MiB for single blocks
-    _ = libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+    if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older versions refuse more for single blocks
     libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 

@@ -101,9 +101,9 @@ def test_half_of_gamma_times_the_penalties_is_added(fabric: Fabric) -> None:
 def test_the_penalties_agree_with_finite_differences(fabric: Fabric) -> None:
     learner = objective(fabric, depth=2)
     network = learner.discriminator.double()
-    random, step = rng(0, "t"), 1e-7  # a longer step may cross a kink of a rectifier
+    step = 1e-7  # a longer step may cross a kink of a rectifier
     for parameter in network.parameters():  # the start is linear; a trained one is not
-        nn.init.normal_(parameter, std=0.3, generator=random)
+        nn.init.normal_(parameter, std=0.3)
     images = IMAGES.double()
     squares = torch.zeros(6, dtype=torch.float64)
     with torch.no_grad():
