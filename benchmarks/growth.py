@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +22,13 @@ from torch import from_numpy
 from torch.nn.functional import interpolate
 
 from benchmarks.limit import print_table
+from benchmarks.seeds import run_command
 from knowledge_recycling.rundir import DONE
 from knowledge_recycling.training.batches import long_length
 
 STAGES = ("teacher", "generator", "candidates", "tuning", "student", "evaluation")
+COLUMNS = ("teacher", "generator", "candidates", "tuning and student", "evaluation")
+"""Where Tuning has trained the student, the stage after it takes no time: hence one column."""
 SPLITS = ("train", "val", "test")
 PEAK = "peak MiB"
 
@@ -95,14 +97,14 @@ def measure(case: Case, source: Path, share: float, threads: int, out: Path) -> 
             f"student.synthesis.set_size={case.set_size}",
             f"compute.threads={threads}",
         ]
-        command = [sys.executable, "-m", "knowledge_recycling.cli", "run", recipe.name, "--quiet"]
-        for each in settings:
-            command += ["--set", each]
-        subprocess.run([*command, "--out", folder.name], check=True, cwd=out)
+        command = run_command(Path(recipe.name), Path(folder.name), settings)
+        subprocess.run([*command, "--quiet"], check=True, cwd=out)
         images.unlink()
     records = {name: json.loads((folder / name / DONE).read_text()) for name in STAGES}
+    seconds = {name: each["seconds"] for name, each in records.items()}
+    seconds["tuning and student"] = seconds["tuning"] + seconds["student"]
     peak = max(each["peak_rss_mib"] for each in records.values())
-    return {name: each["seconds"] for name, each in records.items()} | {PEAK: peak}
+    return {name: seconds[name] for name in COLUMNS} | {PEAK: peak}
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -125,7 +127,9 @@ def main() -> None:
         found = [
             measure(each, given.source, given.share, given.threads, given.out) for each in cases
         ]
-        slopes = {name: exponent(sizes, [each[name] for each in found]) for name in (*STAGES, PEAK)}
+        slopes = {
+            name: exponent(sizes, [each[name] for each in found]) for name in (*COLUMNS, PEAK)
+        }
         rows = dict(zip(map(str, sizes), found, strict=True)) | {"exponent": slopes}
         print_table(what, rows)
         table[what] = rows

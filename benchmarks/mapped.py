@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.limit import print_table
+from benchmarks.seeds import run_command
 
 GIB = 1 << 30
 CHUNK = 4096
@@ -91,9 +91,8 @@ def run(archive: Path, out: Path, group: Path) -> int:
     """Runs the pipeline on the archive in the group; returns the most anonymous memory."""
     recipe = out / "mapped.toml"
     recipe.write_text(f'[data]\nkind = "npz"\npath = "{archive.resolve()}"\n')
-    command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe)]
-    command += ["--out", str(out / "run")]
-    command += [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    command = run_command(recipe, out / "run", settings)
     enter = f'echo $$ > "{group}/cgroup.procs"; exec "$@"'
     child = subprocess.Popen(["sh", "-c", enter, "sh", *command])
     most = 0

@@ -13,21 +13,24 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from knowledge_recycling import Result, read_result
 from knowledge_recycling.study.table import over_seeds
 
 
+def run_command(recipe: Path, out: Path, settings: Iterable[str]) -> list[str]:
+    """Returns the words of the command that runs a recipe in a process of its own."""
+    command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe)]
+    return [*command, "--out", str(out), *(f"--set={setting}" for setting in settings)]
+
+
 def run(recipe: Path, seed: int, out: Path, settings: Sequence[str] = ()) -> Result:
     """Returns the result of one seed, running the command line unless it is there."""
     if not (out / "result.json").exists():
-        command = [sys.executable, "-m", "knowledge_recycling.cli", "run", str(recipe)]
-        for setting in [f"seed={seed}", *settings]:
-            command += ["--set", setting]
         start = time.monotonic()
-        subprocess.run([*command, "--out", str(out)], check=True)
+        subprocess.run(run_command(recipe, out, [f"seed={seed}", *settings]), check=True)
         (out / "wall_seconds").write_text(str(time.monotonic() - start))
     return read_result(out)
 
