@@ -91,6 +91,7 @@ def new_classifier(run: Run, who: Literal["teacher", "student"]) -> Classifier:
         fabric=run.context.fabric,
         seed=run.context.seed,
         name=who,
+        compiled=run.context.compile,
     )
 
 
@@ -103,6 +104,7 @@ def new_generator(run: Run) -> Generator:
         fabric=run.context.fabric,
         seed=run.context.seed,
         name=generator_name(run),
+        compiled=run.context.compile,
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
+import shutil
 from typing import Literal, TypeVar
 
 import torch
@@ -33,6 +35,10 @@ class ComputeConfig(Config):
     """CPU threads of torch, shared by the workers, or of each worker of a running cluster and of
     each of several `devices`; unset: all cores, shared, and 1 for each worker of a running
     cluster."""
+    compile: bool = False
+    """Classifiers and the flow's network are compiled by torch, which takes up to a minute for each
+    the first time. It does not pay on a processor (docs/performance.md); on a GPU it was not
+    tried."""
     devices: PositiveInt = 1
     """Processes that train one model together, on a GPU each: teacher, each generator and student.
     Each batch is shared among them; docs/cluster.md."""
@@ -54,7 +60,8 @@ def make_fabric(config: ComputeConfig, *, devices: int = 1) -> Fabric:
     With several `devices` it is that of one of as many processes that have joined (`ranks.join`).
 
     Raises:
-        RecipeError: A GPU is asked for and there is none, or there are too few.
+        RecipeError: A GPU is asked for and there is none, or there are too few, or networks are to
+            be compiled and there is no compiler.
     """
     keep_memory()
     if config.threads is not None:
@@ -75,6 +82,14 @@ def make_fabric(config: ComputeConfig, *, devices: int = 1) -> Fabric:
             expected=f"at most {torch.cuda.device_count()}",
             got=config.devices,
             next_step="set it lower",
+        )
+    if config.compile and not on_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise RecipeError(
+            "torch finds no C++ compiler",
+            where="compute.compile",
+            expected="g++, or what the variable CXX names",
+            got="none",
+            next_step="leave the key out: on a processor compiling does not pay",
         )
     precision = config.precision
     if precision == "auto":

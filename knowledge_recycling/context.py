@@ -24,6 +24,8 @@ class Context:
     folder: Path | None = None
     """The run folder: loggers know a training by its place in it."""
     loggers: Sequence[Logger] = ()
+    compile: bool = False
+    """Networks are compiled."""
 
     def log(self, place: Path, record: Mapping[str, float]) -> None:
         """Tells the loggers a record of the training in the folder `place`."""

@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_recycling import auditing, choosing, stages
-from knowledge_recycling.artefacts import (
-    DATA,
-    Run,
-    new_classifier,
-    new_generator,
-)
+from knowledge_recycling.artefacts import DATA, Run, new_classifier, new_generator
 from knowledge_recycling.compute import make_fabric
 from knowledge_recycling.config import Facts, did_you_mean
 from knowledge_recycling.context import Context
@@ -282,7 +277,8 @@ def prepare(recipe: Recipe, splits: Splits, out: Path, reporter: Reporter) -> Ru
     on_gpu = fabric.device.type != "cpu"
     completed = recipe.completed(facts(splits, seen["symmetries"], on_gpu=on_gpu))
     loggers = make_loggers(recipe.logging, out)
-    context = Context(fabric, recipe.seed, reporter, recipe.compute.devices, out, loggers)
+    compute = recipe.compute
+    context = Context(fabric, recipe.seed, reporter, compute.devices, out, loggers, compute.compile)
     prepared = Run(out, completed, splits, digests, context)
     check_before_training(prepared)
     write_json(out / "recipe.json", completed.model_dump(mode="json"))

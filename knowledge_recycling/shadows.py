@@ -163,7 +163,7 @@ def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
         recipe=shortened(run.recipe, len(run.members), len(members)),
         splits=Splits(members, run.val, run.val),
         digests={},
-        context=Context(context.fabric, seed, context.reporter),
+        context=Context(context.fabric, seed, context.reporter, compile=context.compile),
     )
 
 

@@ -49,7 +49,14 @@ class Errand:
                 next_step="put them back, or start a new run with another --out",
             )
         loggers = make_loggers(self.recipe.logging, self.run) if ranks.is_first() else ()
-        context = Context(fabric, self.seed, reporter, folder=self.run, loggers=loggers)
+        context = Context(
+            fabric,
+            self.seed,
+            reporter,
+            folder=self.run,
+            loggers=loggers,
+            compile=self.recipe.compute.compile,
+        )
         run = Run(self.run, self.recipe, splits, self.digests, context, self.further)
         self.training(run, self.folder)
 

@@ -26,7 +26,8 @@ class Generator(nn.Module):
     """Labels to images; built as `Generator(config, shape, num_classes)`.
 
     It may have `losses(images, labels)` as well: how badly it explains real images [N,C,H,W], [N],
-    the same for an image whatever else is in the batch. An audit then attacks it by them.
+    the same for an image whatever else is in the batch. An audit then attacks it by them. And a
+    `network`, the module that all its evaluations call: that is what `compute.compile` compiles.
     """
 
     def sample(self, labels: Tensor, seeds: Tensor, knobs: Knobs) -> Tensor:

@@ -232,6 +232,7 @@ def new_student(lesson: Lesson, context: Context) -> Classifier:
         fabric=context.fabric,
         seed=context.seed,
         name=lesson.name,
+        compiled=context.compile,
     )
 
 
