@@ -60,12 +60,13 @@ SERIES = {
 
 
 def subset(source: Path, case: Case, out: Path) -> None:
-    """Writes the first images of the first classes, resized, in the layout of MedMNIST."""
+    """Writes random images of the first classes, resized, in the layout of MedMNIST."""
+    rng = np.random.default_rng(0)
     with np.load(source, allow_pickle=False) as arrays:
         written = {}
         for split in SPLITS:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].ravel()
-            rows = np.flatnonzero(labels < case.classes)
+            rows = rng.permutation(np.flatnonzero(labels < case.classes))  # files may be sorted
             rows = rows[: case.images if split == "train" else 400]
             written[f"{split}_images"] = resized(images[rows], case.side)
             written[f"{split}_labels"] = labels[rows, None]
