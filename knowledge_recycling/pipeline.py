@@ -65,6 +65,7 @@ STAGES = (
         ("teacher",),
         (),
         ("train", "val"),
+        version=2,
     ),
     Stage(
         "generator",
@@ -80,7 +81,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
-        version=4,
+        version=5,
     ),
     Stage(
         "tuning",
@@ -88,7 +89,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
-        version=5,
+        version=6,
     ),
     Stage(
         "student",
@@ -96,6 +97,7 @@ STAGES = (
         ("student", "tuning.leakage_limit"),
         ("teacher", "generator", "candidates", "tuning"),
         ("val",),
+        version=2,
     ),
     Stage(
         "evaluation",
@@ -110,7 +112,7 @@ STAGES = (
         ("teacher", "generator", "generator_training", "student", "selection", "audit"),
         ("tuning",),
         ("train", "val"),
-        version=6,
+        version=7,
     ),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split. Under a

@@ -95,13 +95,17 @@ def standard_error(accuracy: float, num_images: int) -> float:
 def kept(records: Sequence[Record], num_val: int) -> int:
     """Returns the position of the snapshot to keep: the latest that is not clearly worse.
 
-    Clearly: by more than a standard error of the best merit before it. On few images the best of
-    many snapshots is likelier lucky than good, and later ones are averaged over more of training.
+    Clearly: by more than a standard error of the best merit before it, and by the loss as well. On
+    few images the best of many snapshots is likelier lucky than good, and later ones are averaged
+    over more of training; and what is lost on corrupted copies alone, while the loss on the images
+    themselves still falls, is the price of learning them.
     """
     chosen = 0
     for i, record in enumerate(records):
-        best = max(map(merit, records[: i + 1]))
-        if merit(record) >= best - standard_error(best, num_val) and is_usable(record):
+        best = max(records[: i + 1], key=merit)
+        noise = standard_error(merit(best), num_val)
+        close = merit(record) >= merit(best) - noise
+        if is_usable(record) and (close or record["val_loss"] <= best["val_loss"]):
             chosen = i
     return chosen
 
