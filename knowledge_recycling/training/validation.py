@@ -95,19 +95,24 @@ def standard_error(accuracy: float, num_images: int) -> float:
 def kept(records: Sequence[Record], num_val: int) -> int:
     """Returns the position of the snapshot to keep: the latest that is not clearly worse.
 
-    Clearly: by more than a standard error of the best merit before it, and by the loss as well. On
-    few images the best of many snapshots is likelier lucky than good, and later ones are averaged
-    over more of training; and what is lost on corrupted copies alone, while the loss on the images
-    themselves still falls, is the price of learning them.
+    Clearly: by more than a standard error of the best merit before it. On few images the best of
+    many snapshots is likelier lucky than good, and later ones are averaged over more of training.
+    One that is as good on the images themselves, by accuracy and by loss, is not worse for what it
+    loses on their corrupted copies.
     """
     chosen = 0
     for i, record in enumerate(records):
         best = max(records[: i + 1], key=merit)
-        noise = standard_error(merit(best), num_val)
-        close = merit(record) >= merit(best) - noise
-        if is_usable(record) and (close or record["val_loss"] <= best["val_loss"]):
+        close = merit(record) >= merit(best) - standard_error(merit(best), num_val)
+        if is_usable(record) and (close or _as_good(record, best)):
             chosen = i
     return chosen
+
+
+def _as_good(record: Record, other: Record) -> bool:
+    """Returns whether a snapshot is no worse than another on the images themselves."""
+    accurate = record["val_accuracy"] >= other["val_accuracy"]
+    return accurate and record["val_loss"] <= other["val_loss"]
 
 
 def is_usable(record: Record) -> bool:

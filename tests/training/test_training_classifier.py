@@ -202,6 +202,23 @@ def test_the_latest_snapshot_within_a_standard_error_of_the_best_is_kept(
     assert kept(records, len(val)) == 4
 
 
+def snapshot(accuracy: float, robust: float, loss: float) -> dict[str, float]:
+    return {"val_accuracy": accuracy, "val_robust_accuracy": robust, "val_loss": loss}
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (snapshot(0.96, 0.48, 0.09), 1),  # better on the images themselves
+        (snapshot(0.96, 0.48, 0.13), 0),  # by chance, says the loss
+        (snapshot(0.94, 0.48, 0.09), 0),
+        (snapshot(0.95, 0.54, 0.13), 1),  # close
+    ],
+)
+def test_corrupted_copies_alone_cost_no_snapshot(later: dict[str, float], expected: int) -> None:
+    assert kept([snapshot(0.955, 0.55, 0.12), later], 1707) == expected
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_network_with_broken_logits_never_wins(
     fabric: Fabric, make_set: Callable[..., ImageSet], tmp_path: Path, bad: float
