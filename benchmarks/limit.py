@@ -150,22 +150,20 @@ def parts_of(run: Run, *, compiled: bool = False) -> Iterator[Part]:
     Compiled are classifiers and flow: torch cannot where gradients are penalised.
     """
     suffix = COMPILED if compiled else ""
-    for each in classifier_parts(run, compiled=compiled):
+    run = replace(run, context=replace(run.context, compile=compiled))
+    for each in classifier_parts(run):
         yield replace(each, name=each.name + suffix)
     for kind in KINDS[:1] if compiled else KINDS:
         of_kind = with_generator(run, {"kind": kind})
-        for each in generator_parts(of_kind, kind, compiled=compiled):
+        for each in generator_parts(of_kind, kind):
             yield replace(each, name=each.name + suffix)
 
 
-def classifier_parts(run: Run, *, compiled: bool) -> Iterator[Part]:
+def classifier_parts(run: Run) -> Iterator[Part]:
     """Yields the pieces of work of teacher and student."""
     fabric, members, recipe = run.context.fabric, run.members, run.recipe
     training = recipe.teacher.training
     networks = [new_classifier(run, who) for who in ("teacher", "teacher", "student")]
-    if compiled:
-        for network in networks:
-            network.compile()
     teacher = Teacher(networks[0], 1.0)
     batches = Shuffled(members, training.batch_size, seed=0, name="t", device=fabric.device)
     plain = ClassifierObjective(
@@ -203,7 +201,7 @@ def with_generator(run: Run, generator: dict[str, Any], **training: int) -> Run:
 
 
 def generator_parts(
-    run: Run, name: str, knobs: Mapping[str, float] | None = None, *, compiled: bool = False
+    run: Run, name: str, knobs: Mapping[str, float] | None = None
 ) -> Iterator[Part]:
     """Yields training and sampling of the run's generator."""
     fabric, members = run.context.fabric, run.members
@@ -213,9 +211,8 @@ def generator_parts(
     batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
     yield Part(f"{name} training", size, trained(objective, batches))
     drawing = frozen(objective.averaged())
-    if compiled:
-        generator.network.compile()
-        drawing.network.compile()
+    if hasattr(drawing, "network"):  # a copy is not compiled
+        run.context.compiled(drawing.network)
     labels = torch.arange(SAMPLED, device=fabric.device) % members.num_classes
 
     def sample() -> Tensor:

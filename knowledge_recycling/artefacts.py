@@ -84,28 +84,31 @@ class Run:
 def new_classifier(run: Run, who: Literal["teacher", "student"]) -> Classifier:
     """Returns the untrained teacher or student."""
     config: TeacherConfig | StudentConfig = getattr(run.recipe, who)
-    return build_classifier(
+    classifier = build_classifier(
         config.classifier,
         run.members.shape,
         run.members.num_classes,
         fabric=run.context.fabric,
         seed=run.context.seed,
         name=who,
-        compiled=run.context.compile,
     )
+    return run.context.compiled(classifier)
 
 
 def new_generator(run: Run) -> Generator:
     """Returns the untrained generator."""
-    return build_generator(
+    generator = build_generator(
         run.generator,
         run.members.shape,
         run.members.num_classes,
         fabric=run.context.fabric,
         seed=run.context.seed,
         name=generator_name(run),
-        compiled=run.context.compile,
     )
+    network = getattr(generator, "network", None)
+    if network is not None:
+        run.context.compiled(network)
+    return generator
 
 
 def generator_name(run: Run) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.logger import Logger
 
+from knowledge_recycling.compute import ModuleT
 from knowledge_recycling.progress import Reporter
 
 
@@ -25,7 +26,13 @@ class Context:
     """The run folder: loggers know a training by its place in it."""
     loggers: Sequence[Logger] = ()
     compile: bool = False
-    """Networks are compiled."""
+    """Networks are compiled by torch."""
+
+    def compiled(self, network: ModuleT) -> ModuleT:
+        """Returns `network` itself, which torch compiles at its first call if the run asks."""
+        if self.compile:
+            network.compile()
+        return network
 
     def log(self, place: Path, record: Mapping[str, float]) -> None:
         """Tells the loggers a record of the training in the folder `place`."""

@@ -18,41 +18,22 @@ Shape = tuple[int, int, int]
 
 
 def build_classifier(
-    config: PluginConfig,
-    shape: Shape,
-    num_classes: int,
-    *,
-    fabric: Fabric,
-    seed: int,
-    name: str,
-    compiled: bool = False,
+    config: PluginConfig, shape: Shape, num_classes: int, *, fabric: Fabric, seed: int, name: str
 ) -> Classifier:
     """Returns a classifier of images of `shape` (C,H,W), its weights a function of (seed, name)."""
     build = kind_module("models.classifiers", config.kind).Classifier
     with initial_weights(seed, name):
         classifier: Classifier = build(config, shape, num_classes)
-    if compiled:
-        classifier.compile()
     return place(classifier, fabric)
 
 
 def build_generator(
-    config: PluginConfig,
-    shape: Shape,
-    num_classes: int,
-    *,
-    fabric: Fabric,
-    seed: int,
-    name: str,
-    compiled: bool = False,
+    config: PluginConfig, shape: Shape, num_classes: int, *, fabric: Fabric, seed: int, name: str
 ) -> Generator:
     """Returns a generator of images of `shape` (C,H,W), its weights a function of (seed, name)."""
     build = kind_module("models.generators", config.kind).Generator
     with initial_weights(seed, name):
         generator: Generator = build(config, shape, num_classes)
-    network = getattr(generator, "network", None)
-    if compiled and network is not None:
-        network.compile()
     return place(generator, fabric)
 
 

@@ -225,15 +225,15 @@ def distil(
 
 def new_student(lesson: Lesson, context: Context) -> Classifier:
     """Returns the untrained student of a lesson."""
-    return build_classifier(
+    student = build_classifier(
         lesson.config.classifier,
         lesson.val.shape,
         lesson.val.num_classes,
         fabric=context.fabric,
         seed=context.seed,
         name=lesson.name,
-        compiled=context.compile,
     )
+    return context.compiled(student)
 
 
 def trained_student(lesson: Lesson, folder: Path, context: Context) -> Classifier:

@@ -12,8 +12,10 @@ from torch._dynamo.utils import counters
 
 from knowledge_recycling.compute import ComputeConfig, make_fabric
 from knowledge_recycling.config import Facts, kind_module
+from knowledge_recycling.context import Context
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.models.build import build_classifier, build_generator, frozen
+from knowledge_recycling.progress import SilentReporter
 
 SHAPE = (1, 8, 8)
 
@@ -32,8 +34,9 @@ def test_a_compiled_classifier_gives_the_same_logits_and_gradients(fabric: Fabri
     images = torch.rand(6, *SHAPE) * 2 - 1
     before, found = num_compiled(), []
     for compiled in (False, True):
-        network = build_classifier(
-            config, SHAPE, 3, fabric=fabric, seed=0, name="t", compiled=compiled
+        context = Context(fabric, 0, SilentReporter(), compile=compiled)
+        network = context.compiled(
+            build_classifier(config, SHAPE, 3, fabric=fabric, seed=0, name="t")
         )
         logits = network(images)
         logits.square().sum().backward()  # type: ignore[no-untyped-call]
@@ -52,9 +55,9 @@ def test_a_compiled_flow_draws_the_same_images(
     labels, seeds = torch.arange(4) % 2, torch.arange(4)
     before, drawn = num_compiled(), []
     for compiled in (False, True):
-        generator = build_generator(
-            config, SHAPE, 2, fabric=fabric, seed=0, name="g", compiled=compiled
-        )
+        context = Context(fabric, 0, SilentReporter(), compile=compiled)
+        generator = build_generator(config, SHAPE, 2, fabric=fabric, seed=0, name="g")
+        context.compiled(generator.network)
         drawn.append(frozen(generator).sample(labels, seeds, {}))
         assert (num_compiled() > before) == compiled
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-3)
