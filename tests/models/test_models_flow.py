@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from knowledge_recycling.models.generators.flow import (
     LOSS_TIMES,
-    Attention,
     Config,
     Generator,
     Objective,
-    UNet,
     step_times,
 )
 from knowledge_recycling.models.latents import seeded_noise
+from knowledge_recycling.models.unet import Attention, UNet
 from knowledge_recycling.randomness import rng
 
 SHAPE = (1, 8, 8)
@@ -252,7 +251,7 @@ def test_the_learning_rate_warms_up_linearly(fabric: Fabric) -> None:
 
 @pytest.mark.parametrize("width", [8, 16, 24, 56, 64, 88])
 def test_every_multiple_of_eight_is_a_width(width: int) -> None:
-    network = UNet(Config(width=width, patch=1), 1, 3)
+    network = UNet(1, 3, width=width, depth=1, patch=1)
     x = torch.rand(2, 1, 5, 7)
     assert network(x, torch.rand(2), torch.tensor([0, 2])).shape == x.shape
 
