@@ -16,6 +16,7 @@ from knowledge_recycling.models.contracts import Classifier, Generator
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.recipe import Recipe, TeacherConfig
+from knowledge_recycling.recycling.acceleration import with_accelerated
 from knowledge_recycling.recycling.distillation import (
     KNOBS,
     Lesson,
@@ -198,6 +199,11 @@ def chosen_source(run: Run, teacher: Teacher) -> Source:
             for each in (run, *run.of_further)
         ]
     )
+
+
+def student_source(run: Run, teacher: Teacher) -> Source:
+    """Returns `chosen_source` as the student learned from it: accelerated, if that paid."""
+    return with_accelerated(chosen_source(run, teacher), run.folder / "student", run.context)
 
 
 def lesson_of(

@@ -23,11 +23,13 @@ from knowledge_recycling.artefacts import (
     candidate_files,
     chosen_candidate,
     chosen_knobs,
+    chosen_source,
     lesson_of,
     load_source,
     load_student,
     load_teacher,
     new_classifier,
+    student_source,
 )
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.augment import augment
@@ -130,9 +132,8 @@ def make_shadow(order: Order, folder: Path) -> None:
         about[target.name] = target.about
     if audit.mode == "pipeline":
         teacher = load_teacher(shadow)
-        source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
-        answers |= synthetic_scores(shadow, teacher, source, order.pool)
-        answers |= generator_losses(shadow, source, order.pool)
+        answers |= synthetic_scores(shadow, teacher, student_source(shadow, teacher), order.pool)
+        answers |= generator_losses(shadow, chosen_source(shadow, teacher), order.pool)
     write_arrays(folder / SIGNALS, answers)
     write_json(folder / ABOUT, {name: asdict(each) for name, each in about.items()})
     shutil.rmtree(shadow.folder)

@@ -30,6 +30,7 @@ from knowledge_recycling.artefacts import (
     load_teacher,
     new_classifier,
     new_generator,
+    student_source,
 )
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
@@ -38,6 +39,7 @@ from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
 from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.randomness import numpy_rng
+from knowledge_recycling.recycling.acceleration import NAME as ACCELERATION
 from knowledge_recycling.recycling.distillation import (
     Lesson,
     Teacher,
@@ -146,8 +148,9 @@ def distil_student(run: Run, folder: Path) -> None:
     """
     finalist = finalist_folder(run, chosen(run.folder / "tuning/trials.json")["trial"])
     if finalist.exists():
-        for name in (WEIGHTS, METRICS, STUDENT):
-            shutil.copyfile(finalist / name, folder / name)
+        for pattern in (WEIGHTS, METRICS, STUDENT, f"{ACCELERATION}*"):
+            for path in finalist.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
         return
     teacher = load_teacher(run)
     config = with_knobs(run.recipe.student, chosen_knobs(run))
@@ -211,7 +214,7 @@ def evaluate(run: Run, folder: Path) -> None:
 def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
     config = run.recipe.evaluation
-    source = chosen_source(run, teacher)
+    source = student_source(run, teacher)
     # with the real shares of the classes, so that the distances speak of the images alone
     source = replace(source, prior=class_prior(run.members, "real"))
     size = max(config.quality_images, config.grid_images * run.members.num_classes)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from knowledge_recycling.artefacts import DATA, STUDENT, Run, chosen, chosen_knobs
 from knowledge_recycling.recipe import Recipe, changed_settings
+from knowledge_recycling.recycling.acceleration import accelerations
 from knowledge_recycling.rundir import DONE, output_digest, record_of
 from knowledge_recycling.storage import read_json
 from knowledge_recycling.training.loop import read_records
@@ -58,6 +60,9 @@ def summarise(run: Run, given: Recipe, stages: Sequence[str]) -> dict[str, Any]:
             str(each.further): further_generator(each) for each in run.of_further
         },
         "selection": selection(run, candidates, trials),
+        "accelerated": [
+            asdict(each) | {"used": each.used} for each in accelerations(run.folder / "student")
+        ],
         "quality": read_json(run.folder / "evaluation/quality.json"),
         "privacy": audit["privacy"],
         "audit": audit["audit"],

@@ -28,6 +28,10 @@ class Generator(nn.Module):
     It may have `losses(images, labels)` as well: how badly it explains real images [N,C,H,W], [N],
     the same for an image whatever else is in the batch. An audit then attacks it by them. And a
     `network`, the module that all its evaluations call: that is what `compute.compile` compiles.
+    A kind that evaluates it several times for an image may have `evaluations(knobs)`, how often,
+    and `accelerated(knobs, evaluations, num_steps, fabric)`: the objective that distils sampling
+    with these knobs into so few, given batches of noise [N, *shape] and labels [N]; its
+    `averaged()` generator is sampled with its `knobs`.
     """
 
     def sample(self, labels: Tensor, seeds: Tensor, knobs: Knobs) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.models.build import build_classifier, frozen
 from knowledge_recycling.models.contracts import Classifier
 from knowledge_recycling.models.knobs import Knob, Knobs
+from knowledge_recycling.recycling.acceleration import accelerated
 from knowledge_recycling.recycling.filtering import FilterConfig
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
@@ -197,14 +199,18 @@ def distil(
     """Trains a student in `folder` on synthetic images alone; returns its validation records.
 
     It is given up at a snapshot whose accuracy is below the `bar`. Writes
-    `weights.safetensors` (the best snapshot) and `metrics.jsonl`.
+    `weights.safetensors` (the best snapshot), `metrics.jsonl`, and what `accelerated` leaves.
     """
     config, val = lesson.config, lesson.val
     size = config.num_images(lesson.num_train)
     batch_size = min(config.training.batch_size, size)
     training = config.training.model_copy(update={"batch_size": batch_size})
+    rounds = num_rounds(training.images_seen // size, config.synthesis.period)
+    source = accelerated(
+        lesson.source, config.synthesis.evaluations, size * rounds, folder, context
+    )
     stream = RegeneratingStream(
-        lesson.source,
+        source,
         size=size,
         batch_size=batch_size,
         period=config.synthesis.period,
@@ -221,6 +227,15 @@ def distil(
         bar=bar,
     )
     return fit_classifier(new_student(lesson, context), fit, folder, context)
+
+
+def num_rounds(epochs: int, period: int) -> int:
+    """Returns the synthetic sets that a student sees in so many epochs.
+
+    >>> [num_rounds(9, period) for period in (0, 1, 4)]
+    [1, 9, 3]
+    """
+    return max(1, math.ceil(epochs / period)) if period else 1
 
 
 def new_student(lesson: Lesson, context: Context) -> Classifier:

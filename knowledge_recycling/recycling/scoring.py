@@ -117,6 +117,7 @@ def cheap(config: StudentConfig, selection: SelectionConfig, knobs: Knobs) -> St
                 update={
                     "set_size": synthesis.set_size * selection.set_share,
                     "period": synthesis.period if "period" in knobs else 0,
+                    "evaluations": 0,  # so few images do not pay for a distillation
                 }
             ),
         }

@@ -50,6 +50,9 @@ class SynthesisConfig(Config):
     """Law of the class labels: equal shares, or the shares of the real training set."""
     filter: FilterConfig | None = None
     """Keeps images that the teacher recognises; unset: keeps all."""
+    evaluations: NonNegativeInt = 0
+    """Evaluations of the generator's network for an image: before a full student learns, a
+    generator that takes more is distilled to so many; 0: it stays as it was trained."""
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives the period from the hardware."""

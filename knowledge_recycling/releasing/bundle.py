@@ -19,9 +19,9 @@ from knowledge_recycling.artefacts import (
     Run,
     chosen_candidate,
     chosen_knobs,
-    chosen_source,
     load_student,
     load_teacher,
+    student_source,
 )
 from knowledge_recycling.data.images import to_unit
 from knowledge_recycling.errors import RunError
@@ -193,7 +193,7 @@ def public_result(result: Result) -> dict[str, Any]:
 
 def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
     """Draws the bundle's synthetic set and writes it without copies of members."""
-    source = chosen_source(run, teacher)
+    source = student_source(run, teacher)
     path = bundle / SCRATCH / "synthetic.npy"
     draw_set(source, size, path, ("release", "set"), run.context)
     synthetic = open_set(path, run.members.class_names)

@@ -171,6 +171,18 @@ class FurtherGenerator(Part):
     tuning: tuple[Trial, ...] = ()
 
 
+class Acceleration(Part):
+    """What distilling a generator's sampler before the student learned has brought."""
+
+    evaluations_before: int
+    evaluations: int
+    """Of the network, for an image."""
+    distance: Number = None
+    """Between images of the same noise before and after: root mean square, in their standard
+    deviations."""
+    used: bool = False
+
+
 class Selection(Part):
     """What choosing a candidate and tuning gained on the validation split, and what it cost.
 
@@ -294,6 +306,8 @@ class Result(Part):
     further_generators: dict[str, FurtherGenerator] = {}
     """By their names in the recipe; each draws as many images of a synthetic set as the first."""
     selection: Selection = Selection()
+    accelerated: tuple[Acceleration, ...] = ()
+    """The generators whose samplers were distilled before the student learned."""
     quality: dict[str, Any] = {}
     privacy: dict[str, dict[str, Attack]] = {}
     """Attacks by name, by target; empty without an audit."""

@@ -22,6 +22,7 @@ from knowledge_recycling.models.generators.flow import (
     Generator,
     Objective,
     step_times,
+    stops,
 )
 from knowledge_recycling.models.latents import seeded_noise
 from knowledge_recycling.models.unet import Attention, UNet
@@ -281,3 +282,98 @@ def test_the_derived_patch_keeps_eight_to_sixteen_positions(
     derived = Config().completed(make_facts(shape=(1, side, side)))  # type: ignore[arg-type]
     assert derived.patch == patch
     assert isinstance(derived.patch, int)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{}, {"steps": 3}, {"distilled": 2}, {"guidance": 2.0, "steps": 2}]
+)
+def test_evaluations_are_those_that_sampling_makes(knobs: dict[str, float]) -> None:
+    calls = []
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        calls.append(t)
+        return torch.zeros_like(x)
+
+    generator = generator_with(velocity)
+    generator.sample(torch.tensor([0, 1]), torch.tensor([3, 4]), knobs)
+    assert generator.evaluations(knobs) == len(calls)
+
+
+def test_a_distilled_sampler_takes_one_evaluation_to_each_stop() -> None:
+    velocity = gaussian_velocity(0.2, 0.3)
+    seeds, labels = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    x = seeded_noise(seeds, SHAPE)
+    for t, t_next in itertools.pairwise(stops(step_times(4), 3)):
+        x = x + (t_next - t) * velocity(x, torch.full((8,), t), labels)
+    images = generator_with(velocity).sample(labels, seeds, {"distilled": 3})
+    torch.testing.assert_close(images, x.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(4, 1), (4, 2), (4, 4), (6, 3), (8, 5)])
+def test_no_stops_make_the_longest_interval_shorter(steps: int, count: int) -> None:
+    times = step_times(steps)
+    chosen = stops(times, count)
+    assert (len(chosen), chosen[0], chosen[-1]) == (count + 1, 1.0, 0.0)
+    assert set(chosen) <= set(times)
+    longest = max(a - b for a, b in itertools.pairwise(chosen))
+
+    def taken(reach: float) -> int:
+        """Returns how many intervals no longer than `reach` it takes, each as long as can be."""
+        at, number = 0, 0
+        while times[at] > 0:
+            at = max(i for i in range(len(times)) if times[at] - times[i] <= reach)
+            number += 1
+        return number
+
+    single = max(a - b for a, b in itertools.pairwise(times))
+    reaches = [a - b for a in times for b in times if a - b >= single]
+    assert longest == min(reach for reach in reaches if taken(reach) <= count)
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4])
+def test_velocities_that_lead_where_the_sampler_arrives_have_no_loss(
+    fabric: Fabric, evaluations: int
+) -> None:
+    velocity = gaussian_velocity(0.2, 0.3)
+    trained = generator_with(velocity)
+    knobs = {"latent_std": 1.1}
+    objective = trained.accelerated(knobs, evaluations, 10, fabric)
+    noise, labels = torch.randn(16, *SHAPE), torch.arange(16) % 2
+    ends_of_steps = stops(step_times(4), evaluations)
+
+    def leading(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Walks the sampler's own steps from `x` to the next stop."""
+        ends = x.clone()
+        for i, begin in enumerate(t.tolist()):
+            end = next(stop for stop in ends_of_steps if stop < begin - 1e-6)
+            for at, then in itertools.pairwise(step_times(4)):
+                if end - 1e-6 < then and at < begin + 1e-6:
+                    ends[i : i + 1] = midpoint_step(velocity, ends[i : i + 1], at, then)
+        length = torch.tensor(
+            [next(s for s in ends_of_steps if s < b - 1e-6) - b for b in t.tolist()]
+        )
+        return (ends - x) / length[:, None, None, None]
+
+    objective.generator.velocity = leading  # type: ignore[method-assign]
+    assert objective.loss(noise, labels) < 1e-9
+    objective.generator.velocity = velocity  # type: ignore[method-assign]
+    assert objective.loss(noise, labels) > 1e-5, "the velocity at the start of a step misses"
+
+
+def midpoint_step(velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
+    labels = torch.zeros(len(x), dtype=torch.long)
+    slope = velocity(x, torch.full((len(x),), t), labels)
+    if t_next:
+        half = x + (t_next - t) / 2 * slope
+        slope = velocity(half, torch.full((len(x),), (t + t_next) / 2), labels)
+    return x + (t_next - t) * slope
+
+
+@pytest.mark.parametrize(("steps", "evaluations", "taken"), [(4, 3, 4), (1, 2, 2)])
+def test_a_sampler_is_distilled_from_its_own_steps_or_as_many_as_evaluations(
+    fabric: Fabric, steps: int, evaluations: int, taken: int
+) -> None:
+    generator = generator_with(gaussian_velocity(0.2, 0.3))
+    objective = generator.accelerated({"steps": steps, "guidance": 2.0}, evaluations, 10, fabric)
+    assert objective.knobs_before == {"steps": taken, "guidance": 2.0}
+    assert objective.knobs == {"steps": taken, "distilled": evaluations, "guidance": 1.0}

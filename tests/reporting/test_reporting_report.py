@@ -103,8 +103,17 @@ def test_the_internal_page_shows_the_whole_run(internal_page: Path, result: Valu
             measure = result[role][split]["accuracy"]
             low, high = (f"{100 * measure[end]:.1f}" for end in ("low", "high"))
             assert f"{100 * measure['value']:.1f} {low}\u2013{high}" in page.text
+    assert "distilled from 7 to 2" in page.text
     assert page.count("img") == 20
     assert page.count("svg") == 13
+
+
+def test_a_distilled_sampler_that_was_too_far_is_said_to_be(
+    make_run: MakeRun, result: Values
+) -> None:
+    result["accelerated"][0] |= {"distance": 0.4, "used": False}
+    text = Page(write_report(make_run(small(result)))).text
+    assert "7; distilled from 7 to 2, 0.4 standard deviations apart, too far to be used" in text
 
 
 def test_the_page_stands_alone_and_can_be_read_without_eyes(internal_page: Path) -> None:

@@ -9,8 +9,10 @@ Shapes: N images, C channels, H rows, W columns; t in [0, 1], 0 image, 1 noise.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,10 +29,12 @@ from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.models.latents import seeded_noise
 from knowledge_recycling.models.unet import UNet
 
+# `distilled`: evaluations that the steps have been distilled to; 0: they have not.
 KNOBS = {
     "latent_std": Knob(1.0, (0.9, 1.0, 1.1, 1.2)),
     "guidance": Knob(1.0, (1.0, 1.5, 2.0)),
     "steps": Knob(4, (2, 4, 6), tuned=False),
+    "distilled": Knob(0, (0, 2), tuned=False),
 }
 
 IMAGE_STD = 0.5
@@ -38,6 +42,9 @@ IMAGE_STD = 0.5
 
 LOSS_TIMES = 8
 """Times at which `Generator.losses` looks."""
+
+ACCELERATION_RATE = 1e-3
+"""Peak of Adam's learning rate while a sampler is distilled: half that of training."""
 
 
 class Config(PluginConfig):
@@ -101,13 +108,34 @@ class Generator(nn.Module):
 
         Image i depends on labels[i], seeds[i] (int64 [N]) and the knobs alone, not on the batch.
         """
-        setting = {name: knob.default for name, knob in KNOBS.items()} | dict(knobs)
-        x = seeded_noise(seeds, self.shape).to(labels.device) * setting["latent_std"]
-        x = x.contiguous(memory_format=torch.channels_last)
+        noise = seeded_noise(seeds, self.shape).to(labels.device)
+        *_, images = self.path(noise, labels, knobs)
+        return images.clamp_(-1.0, 1.0)
+
+    @torch.no_grad()
+    def path(self, noise: Tensor, labels: Tensor, knobs: Knobs) -> Iterator[Tensor]:
+        """Yields x [N,C,H,W] at each of the times of the steps: `noise`, scaled, first."""
+        setting = complete(knobs)
         times = step_times(int(setting["steps"]))
-        for t, t_next in itertools.pairwise(times):
-            x = self._midpoint_step(x, (t, t_next), labels, setting["guidance"])
-        return x.clamp_(-1.0, 1.0)
+        if setting["distilled"]:
+            times = stops(times, int(setting["distilled"]))
+        x = (noise * setting["latent_std"]).contiguous(memory_format=torch.channels_last)
+        yield x
+        for interval in itertools.pairwise(times):
+            x = self._step(x, interval, labels, setting)
+            yield x
+
+    def evaluations(self, knobs: Knobs) -> int:
+        """Returns how often the network is evaluated to draw an image."""
+        setting = complete(knobs)
+        slopes = int(setting["distilled"] or 2 * setting["steps"] - 1)
+        return slopes if setting["guidance"] == 1.0 else 2 * slopes
+
+    def accelerated(
+        self, knobs: Knobs, evaluations: int, num_steps: int, fabric: Fabric
+    ) -> Acceleration:
+        """Returns the objective that distils sampling with `knobs` into so few evaluations."""
+        return Acceleration(self, knobs, evaluations, num_steps, fabric)
 
     @torch.no_grad()
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -126,15 +154,16 @@ class Generator(nn.Module):
             errors += (velocity - (noise - images)).square().mean(dim=(1, 2, 3))
         return errors / LOSS_TIMES
 
-    def _midpoint_step(
-        self, x: Tensor, interval: tuple[float, float], labels: Tensor, guidance: float
+    def _step(
+        self, x: Tensor, interval: tuple[float, float], labels: Tensor, setting: Knobs
     ) -> Tensor:
         t, t_next = interval
         length = t_next - t
-        slope = self._guided(x, t, labels, guidance)
-        if t_next != 0.0:  # the plain last step lands on the mean image, so it leaves no noise
+        slope = self._guided(x, t, labels, setting["guidance"])
+        # the plain last step lands on the mean image, so it leaves no noise
+        if not setting["distilled"] and t_next != 0.0:
             half_way = x + length * 0.5 * slope
-            slope = self._guided(half_way, (t + t_next) / 2, labels, guidance)
+            slope = self._guided(half_way, (t + t_next) / 2, labels, setting["guidance"])
         return x + length * slope
 
     def _guided(self, x: Tensor, t: float, labels: Tensor, guidance: float) -> Tensor:
@@ -147,12 +176,29 @@ class Generator(nn.Module):
         return unconditional + guidance * (velocity - unconditional)
 
 
+def complete(knobs: Knobs) -> dict[str, float]:
+    """Returns a value for each of `KNOBS`: that of `knobs`, or its default."""
+    return {name: knob.default for name, knob in KNOBS.items()} | dict(knobs)
+
+
 def step_times(num_steps: int) -> list[float]:
     """Returns the times from 1 (noise) to 0 (image), steps shrinking towards the image.
 
     t = 1 - sin(pi/2 * i/n): with 3 to 6 steps a third of the error of equal steps.
     """
     return [1 - math.sin(math.pi / 2 * i / num_steps) for i in range(num_steps)] + [0.0]
+
+
+def stops(times: Sequence[float], count: int) -> list[float]:
+    """Returns the ends of `count` intervals of `times` whose longest is as short as can be.
+
+    >>> stops([1.0, 0.6, 0.3, 0.1, 0.0], 3)
+    [1.0, 0.6, 0.3, 0.0]
+    """
+    first, *between, last = times
+    choices = itertools.combinations(between, count - 1)
+    paths = [[first, *chosen, last] for chosen in choices]
+    return min(paths, key=lambda path: max(a - b for a, b in itertools.pairwise(path)))
 
 
 class Objective:
@@ -207,16 +253,90 @@ class Objective:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that resuming needs."""
-        return {
-            "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-        }
+        return _state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+        _restore(self, state)
+
+
+class Acceleration:
+    """Distils the sampler of a trained generator into longer steps, each of one evaluation.
+
+    One round of progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): from where a step
+    begins, its velocity is to lead where the trained generator's several steps arrive. It learns
+    from noise and the trained generator alone, so it can tell of members no more than that does.
+    """
+
+    def __init__(
+        self, trained: Generator, knobs: Knobs, evaluations: int, num_steps: int, fabric: Fabric
+    ) -> None:
+        steps = max(int(complete(knobs)["steps"]), evaluations)
+        self.times = step_times(steps)
+        self.stops = stops(self.times, evaluations)
+        self.knobs_before: Knobs = {**knobs, "steps": steps}
+        self.knobs: Knobs = {**knobs, "steps": steps, "distilled": evaluations, "guidance": 1.0}
+        """With which the distilled generator is to be sampled."""
+        self.trained = trained
+        self.generator = copy.deepcopy(trained).requires_grad_()
+        self.average = power_average(self.generator)
+        self.optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=ACCELERATION_RATE, betas=(0.9, 0.99)
+        )
+        self.num_steps = num_steps
+        self.steps = 0
+        self.fabric = fabric
+
+    def step(self, noise: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Takes one step on noise [N,C,H,W] and labels [N]; returns its loss."""
+        del rng
+        noise, labels = ranks.shard(noise, labels)
+        with self.fabric.autocast():
+            loss = self.loss(noise, labels)
+        self.steps += 1
+        share = self.steps / self.num_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = ACCELERATION_RATE * min(share / 0.05, 1 - share)
+        descend(loss, self.optimizer, max_norm=1.0)
+        self.average.update_parameters(self.generator)
+        return {"loss": loss.detach()}
+
+    def loss(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean squared error of the velocities of all steps from `noise`."""
+        path = self.trained.path(noise, labels, self.knobs_before)
+        at_stop = [t in self.stops for t in self.times]
+        states = torch.stack(list(itertools.compress(path, at_stop)))  # [S+1,N,C,H,W]
+        times = torch.tensor(self.stops, device=noise.device)
+        speed = states.diff(dim=0) / times.diff()[:, None, None, None, None]
+        begin = states[:-1].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        at = times[:-1].repeat_interleave(len(labels))
+        velocity = self.generator.velocity(begin, at, labels.repeat(len(states) - 1))
+        return functional.mse_loss(velocity, speed.flatten(0, 1))
+
+    def averaged(self) -> nn.Module:
+        """Returns the distilled generator with averaged weights."""
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that resuming needs beside the trained generator."""
+        return _state_of(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        _restore(self, state)
+
+
+def _state_of(objective: Objective | Acceleration) -> dict[str, Any]:
+    return {
+        "generator": objective.generator.state_dict(),
+        "average": objective.average.state_dict(),
+        "optimizer": objective.optimizer.state_dict(),
+        "steps": objective.steps,
+    }
+
+
+def _restore(objective: Objective | Acceleration, state: dict[str, Any]) -> None:
+    objective.generator.load_state_dict(state["generator"])
+    objective.average.load_state_dict(state["average"])
+    objective.optimizer.load_state_dict(state["optimizer"])
+    objective.steps = state["steps"]
