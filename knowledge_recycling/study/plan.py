@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import Config, validate
@@ -65,16 +65,22 @@ class Study(Config):
     """Changes of every set's recipe, such as "tuning.trials=8"."""
     rows: tuple[Row, ...] = Field(default_factory=lambda: built_in_rows(), min_length=1)
     """Lines of the table; without any, those of the ablation."""
+    more_rows: tuple[Row, ...] = ()
+    """Lines after `rows`: what is compared with the ablation."""
     compute: ComputeConfig = ComputeConfig()
     """How sets and seeds are shared out: `workers`, `backend`, `address`, and the `threads` of all
     together. What a run computes with is in its recipe."""
 
-    @field_validator("rows")
-    @classmethod
-    def _names_differ(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-        if len({row.name for row in rows}) < len(rows):
+    @property
+    def lines(self) -> tuple[Row, ...]:
+        """All rows, in the order of the table."""
+        return self.rows + self.more_rows
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if len({row.name for row in self.lines}) < len(self.lines):
             raise ValueError("every row needs a name of its own")
-        return rows
+        return self
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Study:
@@ -101,7 +107,7 @@ class Study(Config):
         """Yields all cells, those of one set and seed together."""
         for name in self.sets:
             for seed in self.seeds:
-                yield from (Cell(name, seed, row) for row in self.rows)
+                yield from (Cell(name, seed, row) for row in self.lines)
 
     def recipe(self, cell: Cell, settings: tuple[str, ...]) -> Recipe:
         """Returns the recipe of the cell's set and seed, changed by the study and by `settings`.

@@ -85,9 +85,9 @@ def over_seeds(values: Sequence[float]) -> Mean:
 
 def lines_of(study: Study, outcomes: list[Outcome]) -> list[Line]:
     """Returns the table: each set's rows, then, of several sets, those over all of them."""
-    lines = [line_of(row, [name], outcomes) for name in study.sets for row in study.rows]
+    lines = [line_of(row, [name], outcomes) for name in study.sets for row in study.lines]
     if len(study.sets) > 1:
-        lines += [line_of(row, list(study.sets), outcomes) for row in study.rows]
+        lines += [line_of(row, list(study.sets), outcomes) for row in study.lines]
     return lines
 
 

@@ -77,6 +77,15 @@ def test_a_set_may_be_the_path_of_a_recipe(tmp_path: Path) -> None:
     assert study.rows == built_in_rows()
 
 
+def test_more_rows_come_after_those_of_the_ablation(tmp_path: Path) -> None:
+    text = '[sets.a.data]\nkind = "digits"\n[[more_rows]]\nname = "{}"\ncandidate = "last"\n'
+    study = load(tmp_path, text.format("another"))
+    assert [row.name for row in study.lines] == [*(r.name for r in built_in_rows()), "another"]
+    assert [cell.row for cell in study.cells()] == [*study.lines] * len(study.seeds)
+    with pytest.raises(RecipeError, match="every row needs a name of its own"):
+        load(tmp_path, text.format("GKD"))
+
+
 def test_the_digest_tells_cells_apart_whatever_rows_are_called(tmp_path: Path) -> None:
     study = load(tmp_path)
     digests = [study.digest(cell) for cell in study.cells()]
