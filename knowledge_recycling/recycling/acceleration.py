@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from knowledge_recycling import ranks
 from knowledge_recycling.context import Context
 from knowledge_recycling.models.build import frozen
 from knowledge_recycling.models.contracts import Generator
@@ -118,11 +119,12 @@ def distil_sampler(
     source: Source, evaluations: int, images: int, leave: Path, context: Context
 ) -> None:
     """Distils the source's own generator; leaves its weights and an `Accelerated`."""
+    batch_size = BATCH_SIZE - BATCH_SIZE % ranks.count()  # equal shares for several processes
     plan = Plan(
         seed=context.seed,
         name=NAME,
         images_seen=images,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         snapshots=(1.0,),
     )
     generator: Any = source.generator
@@ -145,7 +147,7 @@ def distil_sampler(
     with context.reporter.task(NAME, images) as advance:
         train(
             objective,
-            noise_of(source, context),
+            noise_of(source, batch_size, context),
             plan,
             look,
             folder=leave.parent / SCRATCH / leave.name,
@@ -153,7 +155,7 @@ def distil_sampler(
         )
 
 
-def noise_of(source: Source, context: Context) -> Batches:
+def noise_of(source: Source, batch_size: int, context: Context) -> Batches:
     """Returns batches of noise [N,C,H,W] and labels [N] in the shares of the synthetic set."""
     shares = torch.from_numpy(source.prior)
     device = context.fabric.device
@@ -161,8 +163,8 @@ def noise_of(source: Source, context: Context) -> Batches:
 
     def draw_noise(step: int) -> tuple[Tensor, Tensor]:
         random = rng(context.seed, NAME, "noise", step)
-        labels = torch.multinomial(shares, BATCH_SIZE, replacement=True, generator=random)
-        noise = torch.randn((BATCH_SIZE, *generator.shape), generator=random)
+        labels = torch.multinomial(shares, batch_size, replacement=True, generator=random)
+        noise = torch.randn((batch_size, *generator.shape), generator=random)
         return noise.to(device), labels.to(device)
 
     return draw_noise

@@ -190,7 +190,7 @@ def test_each_of_several_generators_is_distilled(context: Context, tmp_path: Pat
 
 
 def test_noise_has_the_labels_of_the_synthetic_set(context: Context) -> None:
-    batches = acceleration.noise_of(source(), context)
+    batches = acceleration.noise_of(source(), 64, context)
     noise, labels = (torch.cat(each) for each in zip(*map(batches, range(64)), strict=True))
     assert labels.double().mean() == pytest.approx(0.75, abs=0.03)  # 4 standard errors
     assert noise.mean() == pytest.approx(0.0, abs=0.01)
