@@ -148,8 +148,19 @@ def chosen_knobs(run: Run) -> Knobs:
     return knobs
 
 
+def candidate_finalist(run: Run, candidate: Path) -> Path:
+    """Returns the folder of a candidate's full student, if it was a finalist."""
+    return run.folder / "candidates" / run.part / f"finalist-{candidate.stem}"
+
+
 def finalist_folder(run: Run, trial: int) -> Path:
-    """Returns the folder of the full student with the knobs of a trial, if it was a finalist."""
+    """Returns the folder of the full student with the knobs of a trial, if it was a finalist.
+
+    With the default knobs Checkpoint Optimisation may have trained it.
+    """
+    earlier = candidate_finalist(run, chosen_candidate(run))
+    if trial == 0 and earlier.exists():
+        return earlier
     return run.folder / "tuning" / f"finalist-{trial:03d}"
 
 

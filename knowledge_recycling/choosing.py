@@ -5,7 +5,7 @@ Both are stages like those in `stages.py`; all they look at is the validation sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from knowledge_recycling.artefacts import (
     STUDENT,
     Run,
     candidate_files,
+    candidate_finalist,
     chosen_candidate,
     finalist_folder,
     known_knobs,
@@ -77,14 +78,20 @@ def optimise_checkpoint(run: Run, folder: Path) -> None:
 def optimise_one(run: Run, folder: Path) -> None:
     """Scores each candidate of one generator with default knobs and chooses the best."""
     candidates = candidate_files(run)
+    last = len(candidates) - 1
     questions = [Question(path, {}, folder / path.stem, {"part": path.stem}) for path in candidates]
     scores = scores_of(run, questions, folder)
-    judged = judge(run, scores, favourite=len(scores) - 1, where=folder)
+    judged = judge(run, scores, favourite=last, where=folder)
     table = [
         {"name": path.stem, "images_seen": images_of(path), **each}
         for path, each in zip(candidates, judged, strict=True)
     ]
-    write_json(folder / "candidates.json", table)
+
+    def learn(number: int) -> Path:
+        path = candidates[number]
+        return full_student(run, path, {}, candidate_finalist(run, path))
+
+    write_json(folder / "candidates.json", confirmed(run, table, last, learn, folder))
 
 
 def judge(run: Run, scores: Sequence[Score], favourite: int, where: Path) -> list[dict[str, Any]]:
@@ -141,26 +148,40 @@ def tune_one(run: Run, folder: Path) -> None:
         {"trial": i, "knobs": trial.knobs, **each}
         for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
-    write_json(folder / "trials.json", confirmed(run, candidate, table, folder))
+
+    def learn(number: int) -> Path:
+        place = finalist_folder(run, number)
+        if place.parent != folder:  # Checkpoint Optimisation has trained it
+            return place
+        return full_student(run, candidate, trials[number].knobs, place)
+
+    write_json(folder / "trials.json", confirmed(run, table, 0, learn, folder))
 
 
 def confirmed(
-    run: Run, candidate: Path, trials: list[dict[str, Any]], folder: Path
+    run: Run,
+    rows: list[dict[str, Any]],
+    favourite: int,
+    learn: Callable[[int], Path],
+    folder: Path,
 ) -> list[dict[str, Any]]:
-    """Returns the table of trials with the scores of full students, which then decide.
+    """Returns a table of candidates or trials with the scores of full students, which then decide.
 
-    The defaults must be clearly beaten here too: a lead of cheap students may be one of speed.
+    The favourite must be clearly beaten here too: a lead of cheap students may be one of speed.
+
+    Args:
+        run: The run.
+        rows: The table, by cheap students.
+        favourite: Number of the row that is hard to beat.
+        learn: Trains the full student of a row, if it is not yet, and returns its folder.
+        folder: Of the stage.
     """
-    finalists = finalists_of(trials, run.recipe.selection.finalists)
+    finalists = finalists_of(rows, run.recipe.selection.finalists, favourite)
     if len(finalists) == 1 or run.recipe.further_generators:
-        return trials
+        return rows
     scores = []
     for number in finalists:
-        knobs = trials[number]["knobs"]
-        part = finalist_folder(run, number)
-        work = partial(together, partial(learn_finalist, candidate, knobs), run)
-        perform(part, {"part": number, **flattened("knobs", knobs)}, work)
-        about = read_json(part / STUDENT)
+        about = read_json(learn(number) / STUDENT)
         full = score_of(about["best"], len(run.val))
         scores.append(replace(full, leakage=about.get("leakage")))
     judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))
@@ -170,20 +191,27 @@ def confirmed(
         | unchosen
         | {f"full_{name}": judged[i][name] for name in ("cas", "robust_cas") if i in judged}
         | {name: judged[i][name] for name in unchosen if i in judged}
-        for i, row in enumerate(trials)
+        for i, row in enumerate(rows)
     ]
 
 
-def finalists_of(trials: Sequence[Mapping[str, Any]], number: int) -> list[int]:
-    """Returns which trials compete: the defaults, the chosen one, then by merit."""
-    chosen = next(i for i, row in enumerate(trials) if row["chosen"])
+def finalists_of(rows: Sequence[Mapping[str, Any]], number: int, favourite: int) -> list[int]:
+    """Returns which rows compete: the favourite, the chosen one, then by merit."""
+    chosen = next(i for i, row in enumerate(rows) if row["chosen"])
     if number == 1:
         return [chosen]
-    usable = [i for i, row in enumerate(trials) if row["failure"] is None]
-    first = [i for i in dict.fromkeys([0, chosen]) if i in usable]
+    usable = [i for i, row in enumerate(rows) if row["failure"] is None]
+    first = [i for i in dict.fromkeys([favourite, chosen]) if i in usable]
     others = [i for i in usable if i not in first]
-    others.sort(key=lambda i: -(trials[i]["cas"] + trials[i]["robust_cas"]))
+    others.sort(key=lambda i: -(rows[i]["cas"] + rows[i]["robust_cas"]))
     return [*first, *others[: number - 2]]
+
+
+def full_student(run: Run, candidate: Path, knobs: Knobs, folder: Path) -> Path:
+    """Returns `folder`, where the full student of a candidate with some knobs is trained."""
+    work = partial(together, partial(learn_finalist, candidate, knobs), run)
+    perform(folder, {"part": folder.name, **flattened("knobs", dict(knobs))}, work)
+    return folder
 
 
 def learn_finalist(candidate: Path, knobs: Knobs, run: Run, folder: Path) -> None:

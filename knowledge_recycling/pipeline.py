@@ -81,7 +81,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
-        version=5,
+        version=6,
     ),
     Stage(
         "tuning",

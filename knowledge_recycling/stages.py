@@ -144,7 +144,7 @@ def train_one(run: Run, folder: Path) -> None:
 def distil_student(run: Run, folder: Path) -> None:
     """GKD: trains the student on the chosen candidates' images, with the chosen knobs.
 
-    If Tuning has trained it, as a finalist, it is taken from there.
+    If it was trained while choosing, as a finalist, it is taken from there.
     """
     finalist = finalist_folder(run, chosen(run.folder / "tuning/trials.json")["trial"])
     if finalist.exists():

@@ -25,41 +25,84 @@ SHORT = [
 WEIGHTS = "weights.safetensors"
 
 
-def trials_of(run: Path) -> list[dict[str, Any]]:
-    trials: list[dict[str, Any]] = json.loads((run / "tuning/trials.json").read_text())
-    return trials
+def rows_of(run: Path, table: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((run / table).read_text())
+    return rows
 
 
-def chosen(run: Path) -> int:
-    (number,) = (row["trial"] for row in trials_of(run) if row["chosen"])
-    return int(number)
+def chosen(rows: list[dict[str, Any]]) -> int:
+    (number,) = (i for i, row in enumerate(rows) if row["chosen"])
+    return number
 
 
-def test_the_best_full_student_is_the_student(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
+def check_winner(
+    rows: list[dict[str, Any]], folders: dict[int, Path], favourite: int, cheap: int
+) -> None:
+    """Checks a table against the full students in `folders`; `cheap` is what cheap ones chose."""
+    merits, losses = {}, {}
+    for number, folder in folders.items():
+        best = json.loads((folder / "student.json").read_text())["best"]
+        assert rows[number]["full_cas"] == best["val_accuracy"]
+        assert rows[number]["full_robust_cas"] == best["val_robust_accuracy"]
+        merits[number] = (best["val_accuracy"] + best["val_robust_accuracy"]) / 2
+        losses[number] = best["val_loss"]
+    assert {cheap, favourite} <= merits.keys()
+    winner = chosen(rows)
+    assert winner == favourite or (
+        merits[winner] > merits[favourite] and losses[winner] <= losses[favourite]
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs by their number of finalists."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = write_recipe(folder)
     for finalists in (1, 4):
         settings = [*SHORT, f"selection.finalists={finalists}"]
-        kr.run(kr.Recipe.load(recipe, settings), tmp_path / str(finalists))
-    trusting, run = tmp_path / "1", tmp_path / "4"
-    favourite = chosen(trusting)
-    merits, losses = {}, {}
-    for row in trials_of(run):
-        if row["failure"] is not None:
-            continue
-        folder = run / f"tuning/finalist-{row['trial']:03d}"
-        best = json.loads((folder / "student.json").read_text())["best"]
-        assert row["full_cas"] == best["val_accuracy"]
-        assert row["full_robust_cas"] == best["val_robust_accuracy"]
-        merits[row["trial"]] = (best["val_accuracy"] + best["val_robust_accuracy"]) / 2
-        losses[row["trial"]] = best["val_loss"]
-    assert {favourite, 0} <= merits.keys()
-    winner = chosen(run)
-    assert winner == 0 or (merits[winner] > merits[0] and losses[winner] <= losses[0])
-    same = run / f"tuning/finalist-{favourite:03d}" / WEIGHTS
-    assert same.read_bytes() == (trusting / "student" / WEIGHTS).read_bytes()
-    won = run / f"tuning/finalist-{winner:03d}" / WEIGHTS
-    assert won.read_bytes() == (run / "student" / WEIGHTS).read_bytes()
+        kr.run(kr.Recipe.load(recipe, settings), folder / str(finalists))
+    return {finalists: folder / str(finalists) for finalists in (1, 4)}
+
+
+def test_the_best_full_student_decides_among_candidates(runs: dict[int, Path]) -> None:
+    rows = rows_of(runs[4], "candidates/candidates.json")
+    folders = {
+        i: runs[4] / f"candidates/finalist-{row['name']}"
+        for i, row in enumerate(rows)
+        if row["failure"] is None
+    }
+    trusting = chosen(rows_of(runs[1], "candidates/candidates.json"))
+    assert len(folders) > 1
+    check_winner(rows, folders, favourite=len(rows) - 1, cheap=trusting)
+    assert not list((runs[1] / "candidates").glob("finalist-*"))
+
+
+def test_the_best_full_student_is_the_student(runs: dict[int, Path]) -> None:
+    run = runs[4]
+    rows = rows_of(run, "tuning/trials.json")
+    candidates = rows_of(run, "candidates/candidates.json")
+    defaults = run / f"candidates/finalist-{candidates[chosen(candidates)]['name']}"
+    folders = {
+        row["trial"]: run / f"tuning/finalist-{row['trial']:03d}" if row["trial"] else defaults
+        for row in rows
+        if row["failure"] is None
+    }
+    assert not (run / "tuning/finalist-000").exists(), "it would be trained twice"
+    check_winner(rows, folders, favourite=0, cheap=0)
+    won = (folders[chosen(rows)] / WEIGHTS).read_bytes()
+    assert won == (run / "student" / WEIGHTS).read_bytes()
     assert "CAS %, full student" in (run / "report.html").read_text()
+
+
+def test_a_finalist_is_the_student_that_a_run_without_finalists_trains(
+    runs: dict[int, Path], tmp_path: Path
+) -> None:
+    settings = [*SHORT, "selection.finalists=1", "tuning.trials=1"]
+    run = tmp_path / "run"
+    kr.run(kr.Recipe.load(write_recipe(tmp_path), settings), run)
+    rows = rows_of(run, "candidates/candidates.json")
+    same = runs[4] / f"candidates/finalist-{rows[chosen(rows)]['name']}" / WEIGHTS
+    assert same.read_bytes() == (run / "student" / WEIGHTS).read_bytes()
 
 
 scored = st.builds(
@@ -74,21 +117,28 @@ scored = st.builds(
 )
 
 
-@given(st.lists(scored, min_size=1, max_size=8), st.integers(0, 7), st.integers(1, 9))
-def test_chosen_and_defaults_compete_first(
-    rows: list[dict[str, Any]], best: int, number: int
+@given(
+    st.lists(scored, min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.integers(0, 7),
+    st.integers(1, 9),
+)
+def test_favourite_and_chosen_compete_first(
+    rows: list[dict[str, Any]], best: int, favourite: int, number: int
 ) -> None:
-    best %= len(rows)
+    best, favourite = best % len(rows), favourite % len(rows)
     rows[best] = {"cas": 0.5, "robust_cas": 0.5, "failure": None}
     trials = [{**row, "chosen": i == best} for i, row in enumerate(rows)]
-    found = finalists_of(trials, number)
+    found = finalists_of(trials, number, favourite)
     usable = {i for i, row in enumerate(trials) if row["failure"] is None}
-    must = {best} if number == 1 else {best, 0} & usable
+    must = {best} if number == 1 else {best, favourite} & usable
     assert set(found[: len(must)]) == must
-    assert found[0] == min(must)  # the defaults if they compete
+    assert found[0] == (favourite if favourite in must else best)
     assert len(found) == len(set(found)) == min(len(must) + max(number - 2, 0), len(usable))
     assert set(found) <= usable
-    others = [trials[i]["cas"] + trials[i]["robust_cas"] for i in found if i not in (best, 0)]
+    others = [
+        trials[i]["cas"] + trials[i]["robust_cas"] for i in found if i not in (best, favourite)
+    ]
     assert others == sorted(others, reverse=True)
     left = [trials[i]["cas"] + trials[i]["robust_cas"] for i in usable - set(found)]
     assert not others or max(left, default=0) <= others[-1]

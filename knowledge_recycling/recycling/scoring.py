@@ -55,10 +55,11 @@ class SelectionConfig(Config):
     set_share: float = Field(0.5, gt=0, le=1)
     """Size of their one fixed synthetic set, as a share of the final student's."""
     finalists: PositiveInt = 2
-    """Knob settings for which Tuning then trains full students, of which the best on validation
-    is kept: the defaults, the one that cheap students found best, and the next best. 2 costs a
-    further student only where cheap ones left the defaults; 1 trusts the cheap students, and so
-    does a run with several generators, whose knobs are tuned apart."""
+    """Candidates, and then knob settings, for which full students are trained, of which the best on
+    validation is kept: the last candidate or the default knobs, what cheap students found best, and
+    the next best. 2 costs further students only where cheap ones left the last candidate or the
+    defaults; 1 trusts the cheap students, and so does a run with several generators, which are
+    chosen apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

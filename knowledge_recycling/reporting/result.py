@@ -134,6 +134,9 @@ class Scored(Part):
     chosen: bool = False
     chosen_without_limit: bool = False
     """Whether it would have been chosen without a limit on leakage."""
+    full_cas: Number = None
+    """CAS of a full student, where it was a finalist; then these decide."""
+    full_robust_cas: Number = None
     failure: str | None = None
     """Why there is no score; `None`: there is one."""
 
@@ -150,9 +153,6 @@ class Trial(Scored):
 
     trial: int
     knobs: dict[str, Any]
-    full_cas: Number = None
-    """CAS of a full student, where the setting was a finalist; then these decide."""
-    full_robust_cas: Number = None
 
 
 class Chosen(Part):

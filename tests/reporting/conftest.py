@@ -65,6 +65,8 @@ def _scored(cas: float, **extra: Any) -> dict[str, Any]:
         "leakage": 0.5 + cas / 20,
         "chosen": False,
         "chosen_without_limit": False,
+        "full_cas": None,
+        "full_robust_cas": None,
     }
     return scores | {"failure": None} | extra
 
