@@ -42,3 +42,4 @@ class Context:
         metrics = {f"{part}/{name}": value for name, value in record.items()}
         for logger in self.loggers:
             logger.log_metrics(metrics, int(record["images_seen"]))
+            logger.save()  # records are few, and a run that is stopped must not lose its last ones
