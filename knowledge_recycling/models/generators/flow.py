@@ -201,18 +201,53 @@ def stops(times: Sequence[float], count: int) -> list[float]:
     return min(paths, key=lambda path: max(a - b for a, b in itertools.pairwise(path)))
 
 
-class Objective:
-    """Flow matching loss, optimiser and weight average of a generator."""
+class Learner:
+    """A generator that learns, its optimiser and its weight average."""
 
-    def __init__(self, generator: Generator, config: Config, fabric: Fabric) -> None:
+    def __init__(self, generator: Generator, learning_rate: float, fabric: Fabric) -> None:
         self.generator = generator
         self.average = power_average(generator)
-        self.fabric = fabric
-        self.config = config
         self.optimizer = torch.optim.Adam(
-            generator.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
+            generator.parameters(), lr=learning_rate, betas=(0.9, 0.99)
         )
+        self.fabric = fabric
         self.steps = 0
+
+    def averaged(self) -> nn.Module:
+        """Returns the generator with averaged weights."""
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that resuming needs."""
+        return {
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.generator.load_state_dict(state["generator"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+    def descend(self, loss: Tensor, learning_rate: float) -> dict[str, Tensor]:
+        """Takes one step down the gradient of `loss`; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        descend(loss, self.optimizer, max_norm=1.0)
+        self.average.update_parameters(self.generator)
+        return {"loss": loss.detach()}
+
+
+class Objective(Learner):
+    """Flow matching: how a generator is trained."""
+
+    def __init__(self, generator: Generator, config: Config, fabric: Fabric) -> None:
+        super().__init__(generator, config.learning_rate, fabric)
+        self.config = config
 
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes one step on images [N,C,H,W] in [-1, 1] and labels [N]; returns its loss."""
@@ -220,11 +255,7 @@ class Objective:
             loss = self.loss(images, labels, rng)
         self.steps += 1
         warm = min(1.0, self.steps / self.config.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warm
-        descend(loss, self.optimizer, max_norm=1.0)
-        self.average.update_parameters(self.generator)
-        return {"loss": loss.detach()}
+        return self.descend(loss, self.config.learning_rate * warm)
 
     def loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Returns the mean squared error of the velocity (conditional flow matching loss).
@@ -247,20 +278,8 @@ class Objective:
         is_uniform = torch.rand(number, generator=rng) < self.config.uniform_times
         return torch.where(is_uniform, uniform, logit_normal)
 
-    def averaged(self) -> nn.Module:
-        """Returns the generator with averaged weights: what a candidate saves."""
-        return self.average.module
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs."""
-        return _state_of(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        _restore(self, state)
-
-
-class Acceleration:
+class Acceleration(Learner):
     """Distils the sampler of a trained generator into longer steps, each of one evaluation.
 
     One round of progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): from where a step
@@ -271,6 +290,7 @@ class Acceleration:
     def __init__(
         self, trained: Generator, knobs: Knobs, evaluations: int, num_steps: int, fabric: Fabric
     ) -> None:
+        super().__init__(copy.deepcopy(trained).requires_grad_(), ACCELERATION_RATE, fabric)
         steps = max(int(complete(knobs)["steps"]), evaluations)
         self.times = step_times(steps)
         self.stops = stops(self.times, evaluations)
@@ -278,14 +298,7 @@ class Acceleration:
         self.knobs: Knobs = {**knobs, "steps": steps, "distilled": evaluations, "guidance": 1.0}
         """With which the distilled generator is to be sampled."""
         self.trained = trained
-        self.generator = copy.deepcopy(trained).requires_grad_()
-        self.average = power_average(self.generator)
-        self.optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=ACCELERATION_RATE, betas=(0.9, 0.99)
-        )
         self.num_steps = num_steps
-        self.steps = 0
-        self.fabric = fabric
 
     def step(self, noise: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes one step on noise [N,C,H,W] and labels [N]; returns its loss."""
@@ -295,11 +308,7 @@ class Acceleration:
             loss = self.loss(noise, labels)
         self.steps += 1
         share = self.steps / self.num_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = ACCELERATION_RATE * min(share / 0.05, 1 - share)
-        descend(loss, self.optimizer, max_norm=1.0)
-        self.average.update_parameters(self.generator)
-        return {"loss": loss.detach()}
+        return self.descend(loss, ACCELERATION_RATE * min(share / 0.05, 1 - share))
 
     def loss(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean squared error of the velocities of all steps from `noise`."""
@@ -312,31 +321,3 @@ class Acceleration:
         at = times[:-1].repeat_interleave(len(labels))
         velocity = self.generator.velocity(begin, at, labels.repeat(len(states) - 1))
         return functional.mse_loss(velocity, speed.flatten(0, 1))
-
-    def averaged(self) -> nn.Module:
-        """Returns the distilled generator with averaged weights."""
-        return self.average.module
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs beside the trained generator."""
-        return _state_of(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        _restore(self, state)
-
-
-def _state_of(objective: Objective | Acceleration) -> dict[str, Any]:
-    return {
-        "generator": objective.generator.state_dict(),
-        "average": objective.average.state_dict(),
-        "optimizer": objective.optimizer.state_dict(),
-        "steps": objective.steps,
-    }
-
-
-def _restore(objective: Objective | Acceleration, state: dict[str, Any]) -> None:
-    objective.generator.load_state_dict(state["generator"])
-    objective.average.load_state_dict(state["average"])
-    objective.optimizer.load_state_dict(state["optimizer"])
-    objective.steps = state["steps"]
