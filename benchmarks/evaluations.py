@@ -23,8 +23,14 @@ from knowledge_recycling.choosing import Question, scores_of
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.progress import SilentReporter
-from knowledge_recycling.recycling.acceleration import Accelerated, distil_sampler, num_images
+from knowledge_recycling.recycling.acceleration import (
+    Accelerated,
+    distil_sampler,
+    evaluations_of,
+    num_images,
+)
 from knowledge_recycling.recycling.scoring import Score
+from knowledge_recycling.recycling.synthesis import Source
 from knowledge_recycling.storage import read_json
 from knowledge_recycling.study.table import over_seeds
 
@@ -44,16 +50,17 @@ class Sampler:
     """Of a distilled sampler to the one it was distilled from, see `Accelerated`."""
 
 
-def midpoint(run: Run, steps: int) -> Sampler:
+def midpoint(run: Run, source: Source, steps: int) -> Sampler:
     """Returns sampling with so many midpoint steps."""
-    return Sampler(f"steps-{steps}", chosen_candidate(run), {"steps": steps}, 2 * steps - 1)
+    knobs = {"steps": steps}
+    evaluations = evaluations_of(source.generator, knobs)
+    return Sampler(f"steps-{steps}", chosen_candidate(run), knobs, evaluations)
 
 
-def distilled(run: Run, evaluations: int, out: Path) -> Sampler:
+def distilled(run: Run, source: Source, evaluations: int, out: Path) -> Sampler:
     """Returns the default sampler distilled to so many evaluations, as for the run's student."""
     leave = out / f"distilled-{evaluations}"
     if not leave.with_suffix(".json").exists():
-        source = chosen_source(run, load_teacher(run))
         images = num_images(run.recipe.student.training.images_seen)
         distil_sampler(source, evaluations, images, leave, run.context)
     about = Accelerated(**read_json(leave.with_suffix(".json")))
@@ -115,8 +122,9 @@ def main() -> None:
         selection = run.recipe.selection.model_copy(update={"training_share": given.share})
         run = replace(run, recipe=run.recipe.model_copy(update={"selection": selection}))
     given.out.mkdir(parents=True, exist_ok=True)
-    samplers = [midpoint(run, steps) for steps in STEPS]
-    samplers += [distilled(run, evaluations, given.out) for evaluations in DISTILLED]
+    source = chosen_source(run, load_teacher(run))
+    samplers = [midpoint(run, source, steps) for steps in STEPS]
+    samplers += [distilled(run, source, evaluations, given.out) for evaluations in DISTILLED]
     found = scores_of_samplers(run, samplers, given.seeds, given.out)
     best = max(
         over_seeds([100 * (s.cas or 0) for s in scores]).mean or 0 for scores in found.values()

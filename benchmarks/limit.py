@@ -210,9 +210,7 @@ def generator_parts(
     size = run.recipe.generator_training.batch_size
     batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
     yield Part(f"{name} training", size, trained(objective, batches))
-    drawing = frozen(objective.averaged())
-    if hasattr(drawing, "network"):  # a copy is not compiled
-        run.context.compiled(drawing.network)
+    drawing = run.context.compiled_sampler(frozen(objective.averaged()))  # a copy is not compiled
     labels = torch.arange(SAMPLED, device=fabric.device) % members.num_classes
 
     def sample() -> Tensor:

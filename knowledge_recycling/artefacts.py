@@ -106,10 +106,7 @@ def new_generator(run: Run) -> Generator:
         seed=run.context.seed,
         name=generator_name(run),
     )
-    network = getattr(generator, "network", None)
-    if network is not None:
-        run.context.compiled(network)
-    return generator
+    return run.context.compiled_sampler(generator)
 
 
 def generator_name(run: Run) -> str:
@@ -213,7 +210,7 @@ def chosen_source(run: Run, teacher: Teacher) -> Source:
 
 
 def student_source(run: Run, teacher: Teacher) -> Source:
-    """Returns `chosen_source` as the student learned from it: accelerated, if that paid."""
+    """Returns `chosen_source` as the student learned from it: accelerated, if it was."""
     return with_accelerated(chosen_source(run, teacher), run.folder / "student", run.context)
 
 

@@ -87,11 +87,11 @@ def optimise_one(run: Run, folder: Path) -> None:
         for path, each in zip(candidates, judged, strict=True)
     ]
 
-    def learn(number: int) -> Path:
+    def train_full(number: int) -> Path:
         path = candidates[number]
         return full_student(run, path, {}, candidate_finalist(run, path))
 
-    write_json(folder / "candidates.json", confirmed(run, table, last, learn, folder))
+    write_json(folder / "candidates.json", confirmed(run, table, last, train_full, folder))
 
 
 def judge(run: Run, scores: Sequence[Score], favourite: int, where: Path) -> list[dict[str, Any]]:
@@ -149,20 +149,20 @@ def tune_one(run: Run, folder: Path) -> None:
         for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
 
-    def learn(number: int) -> Path:
+    def train_full(number: int) -> Path:
         place = finalist_folder(run, number)
         if place.parent != folder:  # Checkpoint Optimisation has trained it
             return place
         return full_student(run, candidate, trials[number].knobs, place)
 
-    write_json(folder / "trials.json", confirmed(run, table, 0, learn, folder))
+    write_json(folder / "trials.json", confirmed(run, table, 0, train_full, folder))
 
 
 def confirmed(
     run: Run,
     rows: list[dict[str, Any]],
     favourite: int,
-    learn: Callable[[int], Path],
+    train_full: Callable[[int], Path],
     folder: Path,
 ) -> list[dict[str, Any]]:
     """Returns a table of candidates or trials with the scores of full students, which then decide.
@@ -173,7 +173,7 @@ def confirmed(
         run: The run.
         rows: The table, by cheap students.
         favourite: Number of the row that is hard to beat.
-        learn: Trains the full student of a row, if it is not yet, and returns its folder.
+        train_full: Trains the full student of a row, if it is not yet, and returns its folder.
         folder: Of the stage.
     """
     finalists = finalists_of(rows, run.recipe.selection.finalists, favourite)
@@ -181,7 +181,7 @@ def confirmed(
         return rows
     scores = []
     for number in finalists:
-        about = read_json(learn(number) / STUDENT)
+        about = read_json(train_full(number) / STUDENT)
         full = score_of(about["best"], len(run.val))
         scores.append(replace(full, leakage=about.get("leakage")))
     judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))

@@ -34,6 +34,13 @@ class Context:
             network.compile()
         return network
 
+    def compiled_sampler(self, generator: ModuleT) -> ModuleT:
+        """Returns `generator` itself, compiled in its `network`, if its kind has one."""
+        network = getattr(generator, "network", None)
+        if network is not None:
+            self.compiled(network)
+        return generator
+
     def log(self, place: Path, record: Mapping[str, float]) -> None:
         """Tells the loggers a record of the training in the folder `place`."""
         if self.folder is None or not self.loggers:

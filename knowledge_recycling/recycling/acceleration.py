@@ -192,7 +192,6 @@ def _read(source: Source, folder: Path, name: str, context: Context) -> Source:
     about = Accelerated(**read_json(folder / f"{name}.json"))
     if not about.used:
         return source
-    generator: Any = copy.deepcopy(source.generator)
+    generator = context.compiled_sampler(copy.deepcopy(source.generator))  # a copy is not compiled
     read_weights(folder / f"{name}.safetensors", generator)
-    context.compiled(generator.network)
     return replace(source, generator=frozen(generator), knobs=about.knobs)

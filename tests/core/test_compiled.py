@@ -57,7 +57,7 @@ def test_a_compiled_flow_draws_the_same_images(
     for compiled in (False, True):
         context = Context(fabric, 0, SilentReporter(), compile=compiled)
         generator = build_generator(config, SHAPE, 2, fabric=fabric, seed=0, name="g")
-        context.compiled(generator.network)
+        context.compiled_sampler(generator)
         drawn.append(frozen(generator).sample(labels, seeds, {}))
         assert (num_compiled() > before) == compiled
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-3)
