@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,12 @@ from knowledge_recycling.artefacts import DATA, STUDENT, Run, chosen, chosen_kno
 from knowledge_recycling.recipe import Recipe, changed_settings
 from knowledge_recycling.recycling.acceleration import accelerations
 from knowledge_recycling.rundir import DONE, output_digest, record_of
-from knowledge_recycling.storage import read_json
+from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.training.loop import read_records
 
 RESULT = "result.json"
+ROWS = "rows.json"
+"""Further classifiers of a run, measured by a study."""
 TRAINED = ("teacher", "generator", "student")
 """Stages with one training."""
 
@@ -49,7 +51,7 @@ def summarise(run: Run, given: Recipe, stages: Sequence[str]) -> dict[str, Any]:
         "teacher": evaluation["teacher"],
         "student": evaluation["student"],
         "gap": evaluation["gap"],
-        "rows": [],
+        "rows": rows_of(run.folder),
         "chosen": {
             "candidate": chosen(run.folder / "candidates/candidates.json")["name"],
             "knobs": dict(chosen_knobs(run)),
@@ -74,6 +76,20 @@ def summarise(run: Run, given: Recipe, stages: Sequence[str]) -> dict[str, Any]:
             name: output_digest(folder) for name, folder in done_stages(run, stages).items()
         },
     }
+
+
+def keep_rows(run_folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the `rows` (name, utility by split) that the run's next `result.json` is to show."""
+    evaluated = output_digest(run_folder / "evaluation")
+    write_json(run_folder / ROWS, {"evaluation": evaluated, "rows": rows})
+
+
+def rows_of(run_folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows that were kept; none if the run was evaluated anew with another outcome."""
+    path = run_folder / ROWS
+    kept = read_json(path) if path.exists() else {}
+    alike = kept.get("evaluation") == output_digest(run_folder / "evaluation")
+    return list(kept["rows"]) if alike else []
 
 
 def further_generator(run: Run) -> dict[str, Any]:

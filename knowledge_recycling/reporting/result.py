@@ -85,7 +85,7 @@ class BySplit(Part):
 
 
 class Row(BySplit):
-    """A further classifier to compare with, such as an ablation."""
+    """A further student of a study of the run."""
 
     name: str
 

@@ -49,10 +49,12 @@ from knowledge_recycling.rundir import (
 )
 from knowledge_recycling.storage import read_json, read_weights, value_digest, write_json
 from knowledge_recycling.study.plan import OF_STUDENT, Cell, Row, Study
+from knowledge_recycling.summary import keep_rows
 from knowledge_recycling.training.classifier import WEIGHTS
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "ece")
 UTILITY = "utility.json"
+EVALUATION = "evaluation/evaluation.json"
 
 Outcome = dict[str, Any]
 """Measures of one cell, or its failure; the columns of `cells` in table.json."""
@@ -127,8 +129,11 @@ def outcomes_of_place(
 
 
 def outcomes_of(study: Study, cells: list[Cell], out: Path, reporter: Reporter) -> list[Outcome]:
-    """Returns the outcomes of the cells of one run; a failure is one, and stops no other cell."""
-    outcomes = []
+    """Returns the outcomes of the cells of one run; a failure is one, and stops no other cell.
+
+    The students measured become rows of the run's `result.json` and report.
+    """
+    outcomes, rows = [], []
     run: Run | KRError
     try:
         run = finished_run(study, cells[0], out, reporter)
@@ -139,12 +144,23 @@ def outcomes_of(study: Study, cells: list[Cell], out: Path, reporter: Reporter) 
             if isinstance(run, KRError):
                 raise run
             reporter.stage(f"{cell.set}, seed {cell.seed}: {cell.row.label}")
-            outcome = measured(study, cell, run)
+            utility, more = measured(study, cell, run)
+            outcome = compared(utility, teacher_utility(run)) | more
+            if cell.row.model == "student":
+                rows.append({"name": cell.row.label} | utility)
         except KRError as error:
             outcome = {"failure": error.what, "error": str(error)}
         outcomes.append(about(cell) | outcome)
         write_json(cell_file(study, cell, out), outcomes[-1])
+    if not isinstance(run, KRError):
+        show_rows(study, cells[0], run, rows)
     return outcomes
+
+
+def show_rows(study: Study, cell: Cell, run: Run, rows: list[Outcome]) -> None:
+    """Writes the result and the report of a finished run anew, with the `rows` of its study."""
+    keep_rows(run.folder, rows)
+    pipeline.run(study.recipe(cell, cell.row.run_settings), run.folder)
 
 
 def about(cell: Cell) -> Outcome:
@@ -210,14 +226,16 @@ def adopt(run: Run, plain: Path) -> None:
             beside.rename(ours)
 
 
-def measured(study: Study, cell: Cell, run: Run) -> Outcome:
-    """Returns the measures of a cell, its student trained if it is not."""
-    teacher = read_json(run.folder / "evaluation/evaluation.json")["teacher"]
+def measured(study: Study, cell: Cell, run: Run) -> tuple[Outcome, Outcome]:
+    """Returns the utility by split of a cell's classifier, and what else there is to tell.
+
+    Its student is trained if it is not.
+    """
     if cell.row.model == "teacher":
-        return compared(teacher, teacher)
+        return teacher_utility(run), {}
     recipe = completed(study.recipe(cell, cell.row.settings), run)
     if not cell.row.test_selected:
-        return compared(utility_of(run, pupil_of(run, recipe, cell.row)), teacher)
+        return utility_of(run, pupil_of(run, recipe, cell.row)), {}
     tried, failure = {}, None
     for position, path in enumerate(candidate_files(run)):
         try:
@@ -228,7 +246,13 @@ def measured(study: Study, cell: Cell, run: Run) -> Outcome:
         raise failure or RunError("the run has no candidates", where=run.folder)
     accuracy = {name: each["test"]["accuracy"]["value"] for name, each in tried.items()}
     picked = max(accuracy, key=lambda name: accuracy[name])
-    return compared(tried[picked], teacher) | {"test_accuracy_of_candidates": accuracy}
+    return tried[picked], {"test_accuracy_of_candidates": accuracy}
+
+
+def teacher_utility(run: Run) -> Outcome:
+    """Returns the utility of the run's teacher by split."""
+    utility: Outcome = read_json(run.folder / EVALUATION)["teacher"]
+    return utility
 
 
 def compared(utility: Outcome, teacher: Outcome) -> Outcome:
@@ -284,7 +308,7 @@ def utility_of(run: Run, pupil: Pupil) -> Outcome:
     """Returns the utility of a student by split, from the run itself or from its own part."""
     wanted = pupil.fingerprint(run)
     if wanted == pupil_of(run, run.recipe, Row(name="the run's own")).fingerprint(run):
-        utility: Outcome = read_json(run.folder / "evaluation/evaluation.json")["student"]
+        utility: Outcome = read_json(run.folder / EVALUATION)["student"]
         return utility
     folder = run.folder.with_name(f"{run.folder.name}-students") / value_digest(wanted)[:16]
     seen = replace(run, recipe=run.recipe.model_copy(update={"student": pupil.config}))

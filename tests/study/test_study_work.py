@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,8 +20,11 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, roc_auc_score
 from test_end_to_end import KR, ROOT, kr_command
 
+from knowledge_recycling import pipeline
 from knowledge_recycling.errors import RunError
+from knowledge_recycling.pipeline import given_recipe
 from knowledge_recycling.progress import SilentReporter
+from knowledge_recycling.reporting.result import read_result
 from knowledge_recycling.study import work
 from knowledge_recycling.study.plan import Row, Study
 from knowledge_recycling.study.run import listing, run_study
@@ -176,6 +180,32 @@ def test_rows_that_come_to_the_same_share_a_student_and_runs_share_stages(
 
 
 @pytest.mark.slow
+def test_the_students_of_a_study_are_rows_of_its_runs(
+    straight: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, out = straight
+    cells = cells_of(out)
+    run = tmp_path / "run"
+    shutil.copytree(out / "digits/seed-0/run", run)
+    names = ["GKD", "whole method", "hard labels", "picked on test [test-selected]"]
+    rows = {row.name: row for row in read_result(run).rows}
+    assert list(rows) == names
+    for name, row in rows.items():
+        cell = cells[0, name.removesuffix(" [test-selected]")]
+        for split in ("test", "val"):
+            assert getattr(row, split).accuracy.value == cell[split]["accuracy"]
+    assert rows["whole method"].test.accuracy == read_result(run).student.test.accuracy
+    assert all(name in (run / "report.html").read_text() for name in names)
+
+    pipeline.run(given_recipe(run), run)
+    assert [row.name for row in read_result(run).rows] == names, "kr run keeps them"
+    kept = json.loads((run / "rows.json").read_text())
+    (run / "rows.json").write_text(json.dumps(kept | {"evaluation": "another"}))
+    pipeline.run(given_recipe(run), run)
+    assert read_result(run).rows == (), "rows of another evaluation"
+
+
+@pytest.mark.slow
 def test_seeds_in_processes_of_their_own_give_the_same_table(
     straight: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -211,21 +241,29 @@ def test_a_failed_part_stops_no_other_and_is_tried_again(
             raise RunError("the run is broken")
         return cell
 
-    def measured(study: Study, cell: Any, run: Any) -> dict[str, Any]:
+    half = {name: {"value": 0.5} for name in work.METRICS}
+    utility = {"test": half, "val": half}
+    shown: dict[tuple[int, str], list[str]] = {}
+
+    def measured(study: Study, cell: Any, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if broken and cell.seed == 0 and cell.row.name == "b":
             raise RunError("the student is broken")
-        part = dict.fromkeys(work.METRICS, 0.5)
-        gap = {f"{name}_pp": 0.0 for name in work.METRICS}
-        return {"test": part, "val": part, "gap": gap, "failure": None}
+        return utility, {}
+
+    def show_rows(study: Study, cell: Any, run: Any, rows: list[dict[str, Any]]) -> None:
+        shown[cell.seed, cell.run_folder] = [row["name"] for row in rows]
 
     monkeypatch.setattr(work, "finished_run", finished_run)
     monkeypatch.setattr(work, "measured", measured)
+    monkeypatch.setattr(work, "teacher_utility", lambda run: utility)
+    monkeypatch.setattr(work, "show_rows", show_rows)
     study = small_study()
     text = run_study(study, tmp_path)
     assert "1; seed 0 failed: the student is broken" in text
     assert "1; seed 1 failed: the run is broken" in text
     states = [line.split()[0] for line in listing(study, tmp_path).splitlines()]
     assert states == ["done", "failed", "done", "done", "done", "failed"]
+    assert sorted(shown.values()) == [["a"], ["a", "b"], ["c"]]
     broken = False
     assert "failed" not in run_study(study, tmp_path, reporter=SilentReporter())
     assert listing(study, tmp_path).count("done") == 6
@@ -236,6 +274,7 @@ def test_the_table_is_written_whenever_a_set_is_done_with_a_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "finished_run", lambda study, cell, out, reporter: cell)
+    monkeypatch.setattr(work, "show_rows", lambda study, cell, run, rows: None)
 
     def measured(study: Study, cell: Any, run: Any) -> dict[str, Any]:
         raise RunError("broken")
