@@ -64,6 +64,11 @@ class Run:
         """The run as seen for each further generator."""
         return [replace(self, further=name) for name in self.recipe.further_generators]
 
+    @property
+    def each_generator(self) -> list[Run]:
+        """The run as seen for each generator, the recipe's `generator` first."""
+        return [self, *self.of_further]
+
     def for_workers(self, workers: Workers) -> Run:
         """The run as its parts see it: only one in this process may tell how far it is."""
         if workers.backend == "here":
@@ -110,7 +115,7 @@ def new_generator(run: Run) -> Generator:
 
 
 def generator_name(run: Run) -> str:
-    """Returns what names the generator's random streams and progress line."""
+    """Returns what names the generator's random streams, progress line and audit."""
     return "generator" if run.further is None else f"generator {run.further}"
 
 
@@ -204,7 +209,7 @@ def chosen_source(run: Run, teacher: Teacher) -> Source:
     return mixed(
         [
             load_source(each, teacher, chosen_candidate(each), {**shared, **chosen_knobs(each)})
-            for each in (run, *run.of_further)
+            for each in run.each_generator
         ]
     )
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from knowledge_recycling.artefacts import Run
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.data.inspection import fingerprints
-from knowledge_recycling.errors import DataError, RecipeError, RunError
+from knowledge_recycling.errors import DataError, RunError
 from knowledge_recycling.fanout import fan_out, workers_for
 from knowledge_recycling.privacy.attacks import generator_loss
 from knowledge_recycling.privacy.audit import (
@@ -44,7 +44,7 @@ from knowledge_recycling.privacy.dp import check_installed
 from knowledge_recycling.privacy.epsilon import CONFIDENCE
 from knowledge_recycling.privacy.many import MIN_PER_SIDE, half_memberships
 from knowledge_recycling.privacy.metrics import Aggregate, Trials
-from knowledge_recycling.privacy.signals import Bools, Labels, Signals
+from knowledge_recycling.privacy.signals import Bools, Floats, Labels, Signals
 from knowledge_recycling.privacy.yardsticks import About, random_guess, yardstick
 from knowledge_recycling.randomness import numpy_rng
 from knowledge_recycling.recipe import Recipe
@@ -91,16 +91,8 @@ def check_supported(recipe: Recipe) -> None:
     """Finds before any training what an audit that the recipe asks for cannot do.
 
     Raises:
-        RecipeError: It is of several generators, or Opacus is missing.
+        RecipeError: Opacus is missing.
     """
-    if recipe.further_generators and recipe.audit.shadows:
-        raise RecipeError(
-            "a run with several generators cannot be audited yet",
-            where="audit.shadows",
-            expected="0, or no further_generators",
-            got=f"{recipe.audit.shadows}, and {', '.join(recipe.further_generators)}",
-            next_step="leave one of them out",
-        )
     if recipe.audit.shadows:
         check_installed(recipe.audit.yardsticks.dp)
 
@@ -344,28 +336,36 @@ def synthetic_privacy(
 def generator_privacy(
     answers: tuple[Answers, ...], members: Bools, kinds: Labels, labels: Labels
 ) -> dict[str, Any]:
-    """Returns what the generators' losses give away, by group of images and attack.
+    """Returns what the losses of each generator give away, by group of images and attack.
 
     Nothing for kinds that have no loss of an image.
     """
-    if LOSSES not in answers[0]:
-        return {}
     found: dict[str, Any] = {}
     judged = kinds >= 0
-    losses, members = np.stack([each[LOSSES] for each in answers])[:, judged], members[:, judged]
-    for name, attack in GENERATOR_ATTACKS.items():
-        trials = []
-        for number, own in enumerate(members):
-            others = np.arange(len(members)) != number
-            signals = Signals(
-                labels=labels[judged],
-                losses=losses[number],
-                shadow_losses=losses[others],
-                shadow_members=members[others],
-            )
-            trials.append(Trials(generator_loss.score(signals, attack), own))
-        _add(found, "generator", name, by_group(trials, kinds[judged]))
+    members, labels = members[:, judged], labels[judged]
+    for key in (key for key in answers[0] if key.endswith(LOSSES)):
+        losses = np.stack([each[key] for each in answers])[:, judged]
+        for name, attack in GENERATOR_ATTACKS.items():
+            trials = _loss_trials(losses, members, labels, attack)
+            _add(found, key.removesuffix(LOSSES), name, by_group(trials, kinds[judged]))
     return found
+
+
+def _loss_trials(
+    losses: Floats, members: Bools, labels: Labels, attack: generator_loss.Config
+) -> list[Trials]:
+    """Returns the attack on each shadow's generator, made with the losses [S,N] of the others."""
+    trials = []
+    for number, own in enumerate(members):
+        others = np.arange(len(members)) != number
+        signals = Signals(
+            labels=labels,
+            losses=losses[number],
+            shadow_losses=losses[others],
+            shadow_members=members[others],
+        )
+        trials.append(Trials(generator_loss.score(signals, attack), own))
+    return trials
 
 
 def _add(found: dict[str, Any], target: str, attack: str, groups: Mapping[str, Aggregate]) -> None:

@@ -36,6 +36,7 @@ from knowledge_recycling.rundir import (
     output_digest,
     perform,
 )
+from knowledge_recycling.shadows import MADE_BY
 from knowledge_recycling.storage import read_json, read_sealed, write_json, write_sealed
 from knowledge_recycling.summary import RESULT, summarise
 from knowledge_recycling.together import check_shares, together
@@ -109,7 +110,7 @@ STAGES = (
     Stage(
         "audit",
         auditing.audit,
-        ("teacher", "generator", "generator_training", "student", "selection", "audit"),
+        MADE_BY,
         ("tuning",),
         ("train", "val"),
         version=7,
@@ -297,7 +298,7 @@ def check_before_training(run: Run) -> None:
     """
     new_classifier(run, "teacher")
     new_classifier(run, "student")
-    for each in (run, *run.of_further):
+    for each in run.each_generator:
         new_generator(each)
     choosing.check_before_training(run)
     auditing.check_supported(run.recipe)

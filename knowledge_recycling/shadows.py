@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
 
 from knowledge_recycling import choosing, stages
 from knowledge_recycling.artefacts import (
     STUDENT,
     Run,
     candidate_files,
-    chosen_candidate,
     chosen_knobs,
     chosen_source,
+    generator_name,
     lesson_of,
-    load_source,
     load_student,
     load_teacher,
     new_classifier,
@@ -59,8 +60,18 @@ from knowledge_recycling.training.validation import predict_logits
 SIGNALS = "signals.npz"
 ABOUT = "about.json"
 """What is known of each target, by name."""
-LOSSES = "generator.losses"
-"""Among `SIGNALS`: how badly the generator explains each image of the pool."""
+LOSSES = ".losses"
+"""Ends the names of those of `SIGNALS` that say how badly a generator explains each image."""
+MADE_BY = (
+    "teacher",
+    "generator",
+    "further_generators",
+    "generator_training",
+    "student",
+    "selection",
+    "audit",
+)
+"""Parts of a recipe that a shadow depends on."""
 VERSION = 3
 """Raised when the same settings and members begin to give other answers."""
 SYNTHETIC_ATTACKS = {
@@ -87,12 +98,11 @@ class Order:
         """Returns all that the shadow's answers depend on."""
         whole = len(self.run.members)
         settings = shortened(self.run.recipe, whole, whole // 2).model_dump(mode="json")
-        made_by = ("teacher", "generator", "generator_training", "student", "selection", "audit")
         return {
             "shadow": self.number,
             "members": self.members.nonzero()[0].tolist(),
             "pipeline": VERSION,
-            "recipe": value_digest({name: settings[name] for name in made_by}),
+            "recipe": value_digest({name: settings[name] for name in MADE_BY if settings[name]}),
         }
 
 
@@ -148,10 +158,11 @@ def _choose(run: Run, shadow: Run) -> None:
         _perform(shadow, "candidates", choosing.optimise_checkpoint)
         _perform(shadow, "tuning", choosing.tune_knobs)
         return
-    name = candidate_files(shadow)[-1].stem
-    write_json(shadow.folder / "candidates/candidates.json", [{"name": name, "chosen": True}])
-    knobs = dict(chosen_knobs(run))
-    write_json(shadow.folder / "tuning/trials.json", [{"trial": 0, "knobs": knobs, "chosen": True}])
+    for audited, each in zip(run.each_generator, shadow.each_generator, strict=True):
+        candidate = {"name": candidate_files(each)[-1].stem, "chosen": True}
+        trial = {"trial": 0, "knobs": dict(chosen_knobs(audited)), "chosen": True}
+        write_json(shadow.folder / "candidates" / each.part / "candidates.json", [candidate])
+        write_json(shadow.folder / "tuning" / each.part / "trials.json", [trial])
 
 
 def shadow_run(run: Run, members: ImageSet, number: int, folder: Path) -> Run:
@@ -229,7 +240,7 @@ def fixed_set_student(shadow: Run, name: str, hard_weight: float, size: float) -
     synthesis = config.synthesis.model_copy(update={"set_size": size, "period": 0})
     config = config.model_copy(update={"hard_weight": hard_weight, "synthesis": synthesis})
     teacher = load_teacher(shadow)
-    source = load_source(shadow, teacher, chosen_candidate(shadow), chosen_knobs(shadow))
+    source = chosen_source(shadow, teacher)
     lesson = lesson_of(shadow, teacher, source, config=config, name="student")
     _perform(shadow, name, partial(stages.learn, lesson))
     classifier = new_classifier(shadow, "student")
@@ -254,20 +265,28 @@ def queried(shadow: Run, classifier: Classifier, pool: ImageSet) -> npt.NDArray[
 
 
 def generator_losses(shadow: Run, source: Source, pool: ImageSet) -> dict[str, Floats]:
-    """Returns how badly the generator explains each image, [N], if its kind can say.
+    """Returns how badly each generator explains each image, [N], if its kind can say.
 
     A GAN's cannot: its discriminator is no part of a candidate, so it is not released either.
     """
-    losses = getattr(source.generator, "losses", None)
-    if losses is None:
-        return {}
-    fabric, parts = shadow.context.fabric, []
+    found = {}
+    for run, one in zip(shadow.each_generator, (source, *source.further), strict=True):
+        losses = getattr(one.generator, "losses", None)
+        if losses is not None:
+            found[generator_name(run) + LOSSES] = _losses(losses, pool, shadow.context.fabric)
+    return found
+
+
+def _losses(
+    losses: Callable[[Tensor, Tensor], Tensor], pool: ImageSet, fabric: Fabric
+) -> npt.NDArray[np.float64]:
+    parts = []
     for start in range(0, len(pool), 512):
         images = to_unit(pool.images[start : start + 512]).to(fabric.device)
         labels = torch.from_numpy(pool.labels[start : start + 512]).to(fabric.device)
         with fabric.autocast():
             parts.append(losses(images, labels).double().cpu())
-    return {LOSSES: torch.cat(parts).numpy()}
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
 
 def synthetic_scores(

@@ -37,6 +37,8 @@ from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.shadows import LOSSES, Order
 from knowledge_recycling.training.classifier import DivergedError
 
+CANARIES = ", mislabelled canaries"
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
@@ -100,6 +102,26 @@ def test_an_audit_reports_every_target_and_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("selection", ["fixed", "repeated"])
+def test_each_of_several_generators_is_attacked(
+    recipe: Path, tmp_path: Path, selection: str
+) -> None:
+    overrides = ["audit.shadows=8", f"audit.selection={selection}", "further_generators.second={}"]
+    given = Recipe.load(recipe, [*overrides, "audit.yardsticks.dp.epsilons=[]"])
+    result = pipeline.run(given, tmp_path / "run")
+    assert result is not None
+    assert result.generators == ("generator", "generator second")
+    for name in result.generators:
+        assert result.privacy[name].keys() == {"loss", "calibrated_loss"}
+    answers = dict(np.load(tmp_path / "run/audit/shadow-000/signals.npz"))
+    losses = [answers[f"{name}{LOSSES}"] for name in result.generators]
+    assert not np.allclose(*losses), "they are generators of their own"
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "generator second" in page
+    assert "attacks on the Generator itself" not in page
+
+
+@pytest.mark.slow
 def test_a_failed_shadow_is_left_out_and_counted(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,13 +150,19 @@ def test_a_generator_that_knows_its_members_by_heart_is_found_out() -> None:
     members = half_memberships(12, 200, random)
     difficulty = random.normal(0, 3, 200)
     losses = difficulty - 0.5 * members + random.normal(0, 0.1, members.shape)
-    answers = tuple({LOSSES: each} for each in losses)
+    told = [random.permutation(each) for each in losses]  # of a generator that tells nothing
+    answers = tuple(
+        {f"generator{LOSSES}": each, f"generator second{LOSSES}": noise}
+        for each, noise in zip(losses, told, strict=True)
+    )
     kinds = np.zeros(200, dtype=np.int64)
     kinds[180:190], kinds[190:] = 1, -1  # canaries; images that too few shadows know
     labels = np.zeros(200, dtype=np.int64)
     found = generator_privacy(answers, members, kinds, labels)
-    assert found.keys() == {"generator", "generator, mislabelled canaries"}
+    targets = ("generator", "generator second")
+    assert found.keys() == {f"{name}{of}" for name in targets for of in ("", CANARIES)}
     assert found["generator"]["calibrated_loss"]["auc"] > 0.99
+    assert abs(found["generator second"]["calibrated_loss"]["auc"] - 0.5) < 0.05
     pooled = roc_auc_score(members[:, :180].ravel(), -losses[:, :180].ravel())
     assert found["generator"]["loss"]["auc"] == pytest.approx(pooled)
     assert pooled < 0.6

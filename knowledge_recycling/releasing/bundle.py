@@ -174,7 +174,7 @@ def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str
 def write_generators(run: Run, bundle: Path) -> None:
     """Writes the chosen candidate of each generator, and what it takes to build and use it."""
     described = []
-    for each in (run, *run.of_further):
+    for each in run.each_generator:
         weights = f"{each.part or 'generator'}.safetensors"
         shutil.copyfile(chosen_candidate(each), bundle / weights)
         settings = each.generator.model_dump(mode="json")

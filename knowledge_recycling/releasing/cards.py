@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from knowledge_recycling.releasing.gate import released
+from knowledge_recycling.releasing.gate import learners
 from knowledge_recycling.reporting.result import Attack, Result, strongest
 from knowledge_recycling.reporting.wording import FORMATS, verdict
 from knowledge_recycling.storage import write_text
@@ -49,7 +49,7 @@ def strongest_attacks(result: Result) -> list[Found]:
     """Returns the strongest attack on each target that is held to the release policy."""
     if result.audit is None:
         return []
-    held = released(result.audit, with_generator=True)
+    held = {*learners(result.audit), *result.generators}
     rows = []
     for target, attacks in result.privacy.items():
         name = strongest(attacks)

@@ -21,7 +21,7 @@ def violations(result: Result, policy: ReleasePolicy, *, with_generator: bool = 
         result: The run; of its audited targets only those count that are released, with their
             canaries. Yardsticks, which stand beside them to compare with, do not.
         policy: The limits.
-        with_generator: Whether the generator is released too.
+        with_generator: Whether the generators are released too.
     """
     return [*_leakage(result, policy, with_generator), *_utility(result, policy)]
 
@@ -31,13 +31,14 @@ def _leakage(result: Result, policy: ReleasePolicy, with_generator: bool) -> Ite
     if audit is None:
         if policy.audit != "none":
             yield "there is no audit; make one with: kr audit RUN"
-        if with_generator:
-            yield "the generator was not attacked: what it leaks is not known"
+        for name in result.generators if with_generator else ():
+            yield f"the {name} was not attacked: what it leaks is not known"
         return
     if policy.audit == "pipeline" and audit.mode != "pipeline":
         yield f"the audit is of the mode '{audit.mode}', expected 'pipeline'"
     yield from _sanity(result.privacy, policy.max_auc)
-    for target in released(audit, with_generator=with_generator):
+    generators = result.generators if with_generator else ()
+    for target in (*learners(audit), *generators):
         if target not in result.privacy:
             yield f"the {target} was not attacked: what it leaks is not known"
             continue
@@ -45,11 +46,11 @@ def _leakage(result: Result, policy: ReleasePolicy, with_generator: bool) -> Ite
         yield from _canaries(target, result.privacy, policy)
 
 
-def released(audit: Audit, *, with_generator: bool) -> tuple[str, ...]:
-    """Returns the targets that the limits hold for."""
+def learners(audit: Audit) -> tuple[str, ...]:
+    """Returns the targets beside the generators that the limits hold for."""
     if audit.mode == "classifier":  # it attacked nothing else; the student learnt from the teacher
-        return ("teacher", "generator") if with_generator else ("teacher",)
-    return ("student", "synthetic set", "generator")[: 3 if with_generator else 2]
+        return ("teacher",)
+    return ("student", "synthetic set")
 
 
 def _sanity(privacy: Mapping[str, Attacks], max_auc: float | None) -> Iterator[str]:

@@ -321,6 +321,11 @@ class Result(Part):
     stages: dict[str, str] = {}
     """Digest of the outputs of each stage that the figures come from."""
 
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Names of the generators as targets of attacks."""
+        return ("generator", *(f"generator {name}" for name in self.further_generators))
+
     @model_validator(mode="after")
     def _by_class_fits_classes(self) -> Self:
         num_classes = len(self.dataset.classes)
@@ -349,9 +354,8 @@ def read_result(run_folder: Path) -> Result:
         raise _missing(path) from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise _damaged(
-            path, ".".join(map(str, first["loc"])) or "as a whole", first["msg"]
-        ) from None
+        key = ".".join(map(str, first["loc"])) or "as a whole"
+        raise _damaged(path, key, first["msg"]) from None
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, "as a whole", error) from None
     _check_stages(result, run_folder)

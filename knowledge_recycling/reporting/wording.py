@@ -83,7 +83,7 @@ def _strongest_in_words(result: Result, target: str) -> str | None:
 
 
 def _open_questions(result: Result) -> str:
-    unattacked = result.privacy and "generator" not in result.privacy
+    unattacked = result.privacy and any(name not in result.privacy for name in result.generators)
     return (
         f"Not tested: other seeds (this is one run, with seed {result.seed}), images from any "
         f"other source than this set, {'attacks on the Generator itself, ' if unattacked else ''}"

@@ -278,7 +278,7 @@ def completed(recipe: Recipe, run: Run) -> Recipe:
 def pupil_of(run: Run, recipe: Recipe, row: Row, position: int | None = None) -> Pupil:
     """Returns the student of a row; `position` picks the candidates instead of the row."""
     draws = []
-    for each in (run, *run.of_further):
+    for each in run.each_generator:
         files = candidate_files(each)
         kept = chosen_candidate(each) if row.candidate == "chosen" else files[-1]
         defaults = {name: knob.default for name, knob in generator_knobs(each).items()}
@@ -321,7 +321,7 @@ def train_pupil(run: Run, pupil: Pupil, folder: Path) -> None:
     teacher = load_teacher(run)
     sources = [
         load_source(each, teacher, path, knobs)
-        for each, (path, knobs) in zip((run, *run.of_further), pupil.draws, strict=True)
+        for each, (path, knobs) in zip(run.each_generator, pupil.draws, strict=True)
     ]
     for source, (path, _) in zip(sources, pupil.draws, strict=True):
         fault = defect(source, run.context)

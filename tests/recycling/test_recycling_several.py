@@ -127,11 +127,6 @@ def test_an_empty_table_repeats_the_generator_and_a_kind_is_checked(tmp_path: Pa
         kr.Recipe.load(path, ["further_generators.second.kind=flo"])
     with pytest.raises(kr.RecipeError, match="further_generators"):
         kr.Recipe.load(path, ["further_generators.second.widht=8"])
-    with pytest.raises(kr.RecipeError, match="cannot be audited yet"):
-        kr.run(
-            kr.Recipe.load(path, ["further_generators.second={}", "audit.shadows=8"]),
-            tmp_path / "run",
-        )
 
 
 def test_a_run_with_a_second_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

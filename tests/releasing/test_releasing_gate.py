@@ -13,7 +13,7 @@ from made_up import CANARIES, attack, audited
 from knowledge_recycling.auditing import SANITY
 from knowledge_recycling.privacy.policy import ReleasePolicy
 from knowledge_recycling.releasing.gate import violations
-from knowledge_recycling.reporting.result import Result
+from knowledge_recycling.reporting.result import Chosen, FurtherGenerator, Result
 
 
 def refused(result: Result, *, with_generator: bool = False, **limits: Any) -> list[str]:
@@ -86,6 +86,18 @@ def test_a_released_generator_must_have_been_attacked() -> None:
     assert refused(attacked, max_canary_auc=None) == []
     [refusal] = refused(attacked, max_canary_auc=None, with_generator=True)
     assert "generator: AUC 0.900 (loss)" in refusal
+
+
+def test_every_released_generator_must_have_been_attacked() -> None:
+    further = {"further_generators": {"second": FurtherGenerator(kind="flow", chosen=Chosen())}}
+    attacks = {"generator": {"loss": attack(0.5)}, "generator second": {"loss": attack(0.9)}}
+    quiet = audited(generator=attacks["generator"]).model_copy(update=further)
+    [refusal] = refused(quiet, max_canary_auc=None, with_generator=True)
+    assert "the generator second was not attacked" in refusal
+    loud = audited(**attacks).model_copy(update=further)
+    [refusal] = refused(loud, max_canary_auc=None, with_generator=True)
+    assert "generator second: AUC 0.900 (loss)" in refusal
+    assert refused(loud, max_canary_auc=None) == []
 
 
 def test_an_audit_of_classifiers_alone_holds_the_teacher_to_the_limits() -> None:
