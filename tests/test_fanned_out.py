@@ -70,13 +70,18 @@ def test_candidates_and_trials_do_not_depend_on_who_does_them_when(
 def test_a_study_has_the_same_cells_in_the_same_order(
     shared_out: list[tuple[int, int | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(study: Study, cell: Any, run: Any) -> dict[str, Any]:
+    half = {name: {"value": 0.5} for name in work.METRICS}
+    utility = {"test": half, "val": half}
+
+    def measured(study: Study, cell: Any, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if cell.seed == 1:
             raise RunError("broken")
-        return {"failure": None}
+        return utility, {}
 
     monkeypatch.setattr(work, "finished_run", lambda study, cell, out, reporter: cell)
     monkeypatch.setattr(work, "measured", measured)
+    monkeypatch.setattr(work, "teacher_utility", lambda run: utility)
+    monkeypatch.setattr(work, "show_rows", lambda study, cell, run, rows: None)
     found = {}
     for name, compute in (("here", {}), ("shared", {"workers": 3, "threads": 3})):
         study = Study(
