@@ -98,6 +98,7 @@ class Order:
         """Returns all that the shadow's answers depend on."""
         whole = len(self.run.members)
         settings = shortened(self.run.recipe, whole, whole // 2).model_dump(mode="json")
+        # only further generators can be empty: shadows made before they could be audited hold
         return {
             "shadow": self.number,
             "members": self.members.nonzero()[0].tolist(),
@@ -270,7 +271,7 @@ def generator_losses(shadow: Run, source: Source, pool: ImageSet) -> dict[str, F
     A GAN's cannot: its discriminator is no part of a candidate, so it is not released either.
     """
     found = {}
-    for run, one in zip(shadow.each_generator, (source, *source.further), strict=True):
+    for run, one in zip(shadow.each_generator, source.each_generator, strict=True):
         losses = getattr(one.generator, "losses", None)
         if losses is not None:
             found[generator_name(run) + LOSSES] = _losses(losses, pool, shadow.context.fabric)

@@ -80,7 +80,7 @@ def test_a_study_has_the_same_cells_in_the_same_order(
 
     monkeypatch.setattr(work, "finished_run", lambda study, cell, out, reporter: cell)
     monkeypatch.setattr(work, "measured", measured)
-    monkeypatch.setattr(work, "teacher_utility", lambda run: utility)
+    monkeypatch.setattr(work, "evaluated", lambda run, who: utility)
     monkeypatch.setattr(work, "show_rows", lambda study, cell, run, rows: None)
     found = {}
     for name, compute in (("here", {}), ("shared", {"workers": 3, "threads": 3})):

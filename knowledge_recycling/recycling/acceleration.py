@@ -77,7 +77,7 @@ def accelerated(
     Raises:
         Interrupted: A signal asked to stop; the same call goes on.
     """
-    num_drawn //= 1 + len(source.further)
+    num_drawn //= len(source.each_generator)
 
     def distil(one: Source, name: str) -> Source:
         if not (folder / f"{name}.json").exists():

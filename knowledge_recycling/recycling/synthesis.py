@@ -85,6 +85,11 @@ class Source:
     further: tuple[Source, ...] = ()
     """Sources whose generators and knobs draw equal shares of each class beside this one's."""
 
+    @property
+    def each_generator(self) -> tuple[Source, ...]:
+        """The source of each generator, this one first."""
+        return (self, *self.further)
+
 
 def mixed(sources: Sequence[Source]) -> Source:
     """Returns one source that draws each class in equal shares from all of `sources`."""
@@ -140,7 +145,7 @@ def draw_set(
     labels = draw_labels(source.prior, size, numpy_rng(context.seed, *names, "labels"))
     first_seed = named_seed(context.seed, *names, "latents") >> 1
     turns = numpy_rng(context.seed, *names, "generators")
-    owners = draw_owners(labels, 1 + len(source.further), turns)
+    owners = draw_owners(labels, len(source.each_generator), turns)
     images = _chunks(source, labels, owners, first_seed, context)
     with written_beside(path) as beside, beside.open("wb") as file:
         for index, chunk in enumerate(images):
@@ -175,7 +180,7 @@ def _chunks(
     first_seed: int,
     context: Context,
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    for each in (source, *source.further):
+    for each in source.each_generator:
         each.generator.eval()
     accepted = np.zeros(len(labels), dtype=bool)
     with context.reporter.task("sampling", len(labels)) as advance:
@@ -215,7 +220,7 @@ def _draw_shared(
 ) -> Filtered:
     if not source.further:
         return _draw_filtered(source, labels, seeds, context)
-    sources = (source, *source.further)
+    sources = source.each_generator
     rows = [torch.from_numpy(np.flatnonzero(owners == i)) for i in range(len(sources))]
     parts = [
         _draw_filtered(each, labels[own.to(labels.device)], seeds[own], context)

@@ -27,23 +27,25 @@ def violations(result: Result, policy: ReleasePolicy, *, with_generator: bool = 
 
 
 def _leakage(result: Result, policy: ReleasePolicy, with_generator: bool) -> Iterator[str]:
-    audit = result.audit
+    audit, generators = result.audit, result.generators if with_generator else ()
     if audit is None:
         if policy.audit != "none":
             yield "there is no audit; make one with: kr audit RUN"
-        for name in result.generators if with_generator else ():
-            yield f"the {name} was not attacked: what it leaks is not known"
+        yield from map(_unattacked, generators)
         return
     if policy.audit == "pipeline" and audit.mode != "pipeline":
         yield f"the audit is of the mode '{audit.mode}', expected 'pipeline'"
     yield from _sanity(result.privacy, policy.max_auc)
-    generators = result.generators if with_generator else ()
     for target in (*learners(audit), *generators):
         if target not in result.privacy:
-            yield f"the {target} was not attacked: what it leaks is not known"
+            yield _unattacked(target)
             continue
         yield from _above(target, result.privacy[target], policy.max_auc, policy.max_tpr)
         yield from _canaries(target, result.privacy, policy)
+
+
+def _unattacked(target: str) -> str:
+    return f"the {target} was not attacked: what it leaks is not known"
 
 
 def learners(audit: Audit) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from knowledge_recycling import pipeline, stages
 from knowledge_recycling.artefacts import (
@@ -49,12 +49,11 @@ from knowledge_recycling.rundir import (
 )
 from knowledge_recycling.storage import read_json, read_weights, value_digest, write_json
 from knowledge_recycling.study.plan import OF_STUDENT, Cell, Row, Study
-from knowledge_recycling.summary import keep_rows
+from knowledge_recycling.summary import keep_rows, rows_of
 from knowledge_recycling.training.classifier import WEIGHTS
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "ece")
 UTILITY = "utility.json"
-EVALUATION = "evaluation/evaluation.json"
 
 Outcome = dict[str, Any]
 """Measures of one cell, or its failure; the columns of `cells` in table.json."""
@@ -145,7 +144,7 @@ def outcomes_of(study: Study, cells: list[Cell], out: Path, reporter: Reporter) 
                 raise run
             reporter.stage(f"{cell.set}, seed {cell.seed}: {cell.row.label}")
             utility, more = measured(study, cell, run)
-            outcome = compared(utility, teacher_utility(run)) | more
+            outcome = compared(utility, evaluated(run, "teacher")) | more
             if cell.row.model == "student":
                 rows.append({"name": cell.row.label} | utility)
         except KRError as error:
@@ -158,7 +157,9 @@ def outcomes_of(study: Study, cells: list[Cell], out: Path, reporter: Reporter) 
 
 
 def show_rows(study: Study, cell: Cell, run: Run, rows: list[Outcome]) -> None:
-    """Writes the result and the report of a finished run anew, with the `rows` of its study."""
+    """Writes the result and the report of a finished run anew, if they lack `rows` of its study."""
+    if rows_of(run.folder) == rows:
+        return
     keep_rows(run.folder, rows)
     pipeline.run(study.recipe(cell, cell.row.run_settings), run.folder)
 
@@ -232,7 +233,7 @@ def measured(study: Study, cell: Cell, run: Run) -> tuple[Outcome, Outcome]:
     Its student is trained if it is not.
     """
     if cell.row.model == "teacher":
-        return teacher_utility(run), {}
+        return evaluated(run, "teacher"), {}
     recipe = completed(study.recipe(cell, cell.row.settings), run)
     if not cell.row.test_selected:
         return utility_of(run, pupil_of(run, recipe, cell.row)), {}
@@ -249,9 +250,9 @@ def measured(study: Study, cell: Cell, run: Run) -> tuple[Outcome, Outcome]:
     return tried[picked], {"test_accuracy_of_candidates": accuracy}
 
 
-def teacher_utility(run: Run) -> Outcome:
-    """Returns the utility of the run's teacher by split."""
-    utility: Outcome = read_json(run.folder / EVALUATION)["teacher"]
+def evaluated(run: Run, who: Literal["teacher", "student"]) -> Outcome:
+    """Returns the utility by split of the run's own teacher or student."""
+    utility: Outcome = read_json(run.folder / "evaluation/evaluation.json")[who]
     return utility
 
 
@@ -308,8 +309,7 @@ def utility_of(run: Run, pupil: Pupil) -> Outcome:
     """Returns the utility of a student by split, from the run itself or from its own part."""
     wanted = pupil.fingerprint(run)
     if wanted == pupil_of(run, run.recipe, Row(name="the run's own")).fingerprint(run):
-        utility: Outcome = read_json(run.folder / EVALUATION)["student"]
-        return utility
+        return evaluated(run, "student")
     folder = run.folder.with_name(f"{run.folder.name}-students") / value_digest(wanted)[:16]
     seen = replace(run, recipe=run.recipe.model_copy(update={"student": pupil.config}))
     perform(folder, wanted, lambda folder: train_pupil(seen, pupil, folder))

@@ -255,7 +255,7 @@ def test_a_failed_part_stops_no_other_and_is_tried_again(
 
     monkeypatch.setattr(work, "finished_run", finished_run)
     monkeypatch.setattr(work, "measured", measured)
-    monkeypatch.setattr(work, "teacher_utility", lambda run: utility)
+    monkeypatch.setattr(work, "evaluated", lambda run, who: utility)
     monkeypatch.setattr(work, "show_rows", show_rows)
     study = small_study()
     text = run_study(study, tmp_path)
