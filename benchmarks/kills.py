@@ -6,7 +6,8 @@ The run has every stage; in one of five trials it is audited too (classifiers, 8
 trial starts anew, is killed (SIGKILL) once to three times, either at a random moment or right
 before a random file takes its name, and then goes on to its end. All weights, arrays and numbers
 must equal those of a run that nobody disturbed; what a clock measured is left out. Processes are
-forked from this one, which has imported everything, and draw no report: it would take most time.
+forked from a server that has imported everything and done nothing else (threads and locks of this
+one would be copied half), and draw no report: it would take most time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +35,6 @@ from typing import Any
 import numpy as np
 
 from knowledge_recycling import Recipe, pipeline
-from knowledge_recycling.errors import KRError
 from knowledge_recycling.rundir import BEGUN, DONE
 from knowledge_recycling.storage import UNFINISHED
 from knowledge_recycling.training import loop
@@ -71,22 +76,35 @@ def tiny_recipe(folder: Path, *, seed: int = 0, shadows: int = 0) -> Recipe:
     )
 
 
-def at_work(recipe: Recipe, out: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Returns the id of a forked process that runs the recipe and tells by its exit code."""
-    child = os.fork()
-    if child:
-        return child
-    code = FAILED
-    try:
+def at_work(recipe: Recipe, out: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+    """Returns a process that runs the recipe, once `prepare` has been called in it.
+
+    It ends with 0, or with `FAILED` and leaves word of it for `last_words`.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([pipeline.__name__])
+    process = context.Process(target=_work, args=(recipe, out, prepare))
+    process.start()
+    return process
+
+
+def _work(recipe: Recipe, out: Path, prepare: Callable[[], None] | None) -> None:
+    """The life of the process."""
+    if prepare:
         prepare()
-        save_states_often()
-        pipeline.write_report = lambda _: None  # type: ignore[assignment]
+    save_states_often()
+    pipeline.write_report = lambda _: None  # type: ignore[assignment]
+    try:
         pipeline.run(recipe, out)
-        code = 0
-    except KRError as error:
-        os.write(2, f"{error}\n".encode())
-    finally:
-        os._exit(code)
+    except BaseException:
+        out.with_suffix(".failed").write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(FAILED)
+
+
+def last_words(out: Path) -> str:
+    """Returns why a process that worked on `out` failed, as far as it could say."""
+    file = out.with_suffix(".failed")
+    return file.read_text(encoding="utf-8") if file.exists() else "it said nothing"
 
 
 def save_states_often() -> None:
@@ -95,25 +113,43 @@ def save_states_often() -> None:
     loop.time = clock  # type: ignore[attr-defined]
 
 
-def die_before_write(number: int) -> Callable[[], None]:
-    """Returns what makes a process die when its file `number` is written but has no name yet."""
+def before_each_write(act: Callable[[], None]) -> None:
+    """Has this process call `act` whenever a file is written but has no name yet."""
+    replace = Path.replace
 
-    def prepare() -> None:
-        replace, count = Path.replace, iter(range(number))
+    def acting(self: Path, target: Path) -> Path:
+        act()
+        return replace(self, target)
 
-        def counted(self: Path, target: Path) -> Path:
-            if next(count, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return replace(self, target)
-
-        Path.replace = counted  # type: ignore[method-assign, assignment]
-
-    return prepare
+    Path.replace = acting  # type: ignore[method-assign, assignment]
 
 
-def ended(child: int) -> int:
+def die_before_write(number: int) -> None:
+    """Has this process die before its file `number`, from 0, takes its name."""
+    count = iter(range(number))
+
+    def die_in_time() -> None:
+        if next(count, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_each_write(die_in_time)
+
+
+def count_writes(counter: Path) -> None:
+    """Has this process add a letter to the file `counter` for each file that it writes."""
+
+    def add() -> None:
+        with counter.open("a") as file:
+            file.write(".")
+
+    before_each_write(add)
+
+
+def ended(process: BaseProcess) -> int:
     """Returns the exit code of a process, negative if a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 @dataclass
@@ -127,23 +163,15 @@ class Reference:
 
 
 def undisturbed(recipe: Recipe, out: Path) -> Reference:
-    """Runs the recipe to its end."""
-    counter = out.with_suffix(".writes")
+    """Runs the recipe to its end.
 
-    def prepare() -> None:
-        replace = Path.replace
-
-        def counted(self: Path, target: Path) -> Path:
-            with counter.open("a") as file:
-                file.write(".")
-            return replace(self, target)
-
-        Path.replace = counted  # type: ignore[method-assign, assignment]
-
-    start = time.monotonic()
-    code = ended(at_work(recipe, out, prepare))
+    Raises:
+        SystemExit: It failed.
+    """
+    counter, start = out.with_suffix(".writes"), time.monotonic()
+    code = ended(at_work(recipe, out, partial(count_writes, counter)))
     if code:
-        raise SystemExit(f"the undisturbed run ended with {code}")
+        raise SystemExit(f"the undisturbed run ended with {code}: {last_words(out)}")
     return Reference(recipe, out, time.monotonic() - start, counter.stat().st_size)
 
 
@@ -169,17 +197,19 @@ def disturb(reference: Reference, out: Path, dice: random.Random, tally: Tally) 
     tally.trials += 1
     for _ in range(dice.choice((1, 1, 2, 3))):
         if dice.random() < 0.5:
-            child = at_work(recipe, out, die_before_write(dice.randrange(reference.num_writes)))
+            last = dice.randrange(reference.num_writes)
+            process = at_work(recipe, out, partial(die_before_write, last))
         else:
-            child = at_work(recipe, out)
+            process = at_work(recipe, out)
             time.sleep(dice.random() * reference.seconds)
-            os.kill(child, signal.SIGKILL)
-        if ended(child) != -signal.SIGKILL:
+            process.kill()
+        if ended(process) != -signal.SIGKILL:
             break  # it was faster
         note(out, tally)
     code = ended(at_work(recipe, out))
     if code:
-        tally.different.append(f"trial {tally.trials}: resuming ended with {code}")
+        said = f"resuming ended with {code}: {last_words(out)}"
+        tally.different.append(f"trial {tally.trials}: {said}")
     else:
         differences = compared(out, reference.folder)
         tally.different += [f"trial {tally.trials}: {each}" for each in differences]
