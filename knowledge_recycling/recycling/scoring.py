@@ -50,7 +50,7 @@ PROBE_SIZE = 64
 class SelectionConfig(Config):
     """The cheap students that score candidates and knob settings."""
 
-    training_share: float = Field(0.1, gt=0, le=1)
+    training_share: float = Field(0.05, gt=0, le=1)
     """Length of their training, as a share of the final student's."""
     set_share: float = Field(0.5, gt=0, le=1)
     """Size of their one fixed synthetic set, as a share of the final student's."""

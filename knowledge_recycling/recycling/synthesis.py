@@ -44,7 +44,7 @@ class SynthesisConfig(Config):
     set_size: float = Field(1.0, gt=0, le=100)
     """Images of one synthetic set, as a multiple of the real training images."""
     period: NonNegativeInt = DERIVED
-    """Epochs between regenerations; 0: one fixed set; unset: 1 on a GPU, 4 on a CPU, where
+    """Epochs between regenerations; 0: one fixed set; unset: 1 on a GPU, 8 on a CPU, where
     sampling is dear."""
     prior: Literal["balanced", "real"] = "balanced"
     """Law of the class labels: equal shares, or the shares of the real training set."""
@@ -56,7 +56,7 @@ class SynthesisConfig(Config):
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives the period from the hardware."""
-        return {"period": 1 if facts.on_gpu else 4}
+        return {"period": 1 if facts.on_gpu else 8}
 
 
 @dataclass

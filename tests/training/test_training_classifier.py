@@ -338,7 +338,7 @@ def test_a_student_is_shown_all_that_its_teacher_is_and_more(
     assert student.augment == teacher.augment
     assert (bool(student.extra_augment), bool(teacher.extra_augment)) == (True, False)
     assert (student.images_seen, student.batch_size) == (
-        2 * teacher.images_seen,
+        4 * teacher.images_seen,
         teacher.batch_size,
     )
 
