@@ -81,6 +81,7 @@ def at_work(recipe: Recipe, out: Path, prepare: Callable[[], None] | None = None
 
     It ends with 0, or with `FAILED` and leaves word of it for `last_words`.
     """
+    _words(out).unlink(missing_ok=True)  # of a process before it
     context = get_context("forkserver")
     context.set_forkserver_preload([pipeline.__name__])
     process = context.Process(target=_work, args=(recipe, out, prepare))
@@ -90,21 +91,25 @@ def at_work(recipe: Recipe, out: Path, prepare: Callable[[], None] | None = None
 
 def _work(recipe: Recipe, out: Path, prepare: Callable[[], None] | None) -> None:
     """The life of the process."""
-    if prepare:
-        prepare()
-    save_states_often()
-    pipeline.write_report = lambda _: None  # type: ignore[assignment]
     try:
+        if prepare:
+            prepare()
+        save_states_often()
+        pipeline.write_report = lambda _: None  # type: ignore[assignment]
         pipeline.run(recipe, out)
     except BaseException:
-        out.with_suffix(".failed").write_text(traceback.format_exc(), encoding="utf-8")
+        _words(out).write_text(traceback.format_exc(), encoding="utf-8")
         sys.exit(FAILED)
 
 
 def last_words(out: Path) -> str:
     """Returns why a process that worked on `out` failed, as far as it could say."""
-    file = out.with_suffix(".failed")
+    file = _words(out)
     return file.read_text(encoding="utf-8") if file.exists() else "it said nothing"
+
+
+def _words(out: Path) -> Path:
+    return out.with_suffix(".failed")
 
 
 def save_states_often() -> None:
