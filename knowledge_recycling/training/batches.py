@@ -71,11 +71,11 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def short_length(num_images: int) -> int:
-    """Returns the images that the training of a classifier sees: 1500 N^(1/2), repeated ones too.
+    """Returns the images that the training of a classifier sees: 3000 N^(1/2), repeated ones too.
 
     The smaller the set, the sooner it has taught all it can.
     """
-    return round(1500 * math.sqrt(num_images))
+    return round(3000 * math.sqrt(num_images))
 
 
 def long_length(num_images: int) -> int:

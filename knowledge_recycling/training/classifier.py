@@ -49,7 +49,7 @@ class ClassifierTraining(Config):
     """How a classifier is trained."""
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 1500 times the square root of the number of real images."""
+    """Length of training; unset: 3000 times the square root of the number of real images."""
     batch_size: PositiveInt = DERIVED
     """Images per step; unset: 32 for small sets, up to 128 for large ones."""
     learning_rate: float = Field(0.1, gt=0)
@@ -106,8 +106,8 @@ class StudentTraining(ClassifierTraining):
 
     @staticmethod
     def length(num_images: int) -> int:
-        """Returns the derived length for a number of real images: four times a teacher's."""
-        return 4 * short_length(num_images)
+        """Returns the derived length for a number of real images: twice a teacher's."""
+        return 2 * short_length(num_images)
 
 
 class ClassifierObjective:

@@ -313,11 +313,11 @@ def test_class_weights_reach_the_loss(
 @pytest.mark.parametrize(
     ("num_train", "batch_size", "length"),
     [
-        (16, 16, 6_000),
-        (256, 32, 24_000),
-        (1024, 64, 48_000),
-        (4096, 128, 96_000),
-        (90_000, 128, 450_000),
+        (16, 16, 12_000),
+        (256, 32, 48_000),
+        (1024, 64, 96_000),
+        (4096, 128, 192_000),
+        (90_000, 128, 900_000),
     ],
 )
 def test_derived_lengths_and_batches(
@@ -338,7 +338,7 @@ def test_a_student_is_shown_all_that_its_teacher_is_and_more(
     assert student.augment == teacher.augment
     assert (bool(student.extra_augment), bool(teacher.extra_augment)) == (True, False)
     assert (student.images_seen, student.batch_size) == (
-        4 * teacher.images_seen,
+        2 * teacher.images_seen,
         teacher.batch_size,
     )
 
