@@ -35,8 +35,11 @@ from knowledge_recycling.recycling.distillation import (
 from knowledge_recycling.recycling.scoring import (
     Score,
     bar_of,
+    below,
     best_of,
     cheap,
+    given_up,
+    outdone,
     read_score,
     score,
     score_of,
@@ -48,6 +51,10 @@ from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.generator import images_of
 from knowledge_recycling.training.loop import read_records
+from knowledge_recycling.training.validation import GiveUp, never
+
+MEASURED = ("cas", "robust_cas", "failure")
+"""What a table says of full students, in columns of its own."""
 
 
 def check_before_training(run: Run) -> None:
@@ -87,9 +94,9 @@ def optimise_one(run: Run, folder: Path) -> None:
         for path, each in zip(candidates, judged, strict=True)
     ]
 
-    def train_full(number: int) -> Path:
+    def train_full(number: int, give_up: GiveUp) -> Path:
         path = candidates[number]
-        return full_student(run, path, {}, candidate_finalist(run, path))
+        return full_student(run, path, {}, candidate_finalist(run, path), give_up)
 
     write_json(folder / "candidates.json", confirmed(run, table, last, train_full, folder))
 
@@ -121,7 +128,8 @@ def tune_one(run: Run, folder: Path) -> None:
     candidate = chosen_candidate(run)
     scored = run.folder / "candidates" / run.part / candidate.stem
     limited = run.recipe.tuning.leakage_limit is not None  # what teaches less may leak less
-    bar = () if limited else bar_of(read_records(scored), len(run.val))
+    bar = bar_of(read_records(scored), len(run.val))
+    give_up = never if limited else partial(below, bar=bar)
 
     def try_knobs(by_number: Mapping[int, Knobs]) -> dict[int, Score]:
         known = {
@@ -136,7 +144,7 @@ def tune_one(run: Run, folder: Path) -> None:
                 by_number[number],
                 folder / f"trial-{number:03d}",
                 {"part": number, **flattened("knobs", dict(by_number[number]))},
-                () if number == 0 else bar,
+                never if number == 0 else give_up,
             )
             for number in left
         ]
@@ -149,11 +157,11 @@ def tune_one(run: Run, folder: Path) -> None:
         for i, (trial, each) in enumerate(zip(trials, judged, strict=True))
     ]
 
-    def train_full(number: int) -> Path:
+    def train_full(number: int, give_up: GiveUp) -> Path:
         place = finalist_folder(run, number)
         if place.parent != folder:  # Checkpoint Optimisation has trained it
             return place
-        return full_student(run, candidate, trials[number].knobs, place)
+        return full_student(run, candidate, trials[number].knobs, place, give_up)
 
     write_json(folder / "trials.json", confirmed(run, table, 0, train_full, folder))
 
@@ -162,34 +170,40 @@ def confirmed(
     run: Run,
     rows: list[dict[str, Any]],
     favourite: int,
-    train_full: Callable[[int], Path],
+    train_full: Callable[[int, GiveUp], Path],
     folder: Path,
 ) -> list[dict[str, Any]]:
     """Returns a table of candidates or trials with the scores of full students, which then decide.
 
-    The favourite must be clearly beaten here too: a lead of cheap students may be one of speed.
+    The favourite must be clearly beaten here too, and all along (`outdone`): a lead of cheap
+    students may be one of speed. Under a leakage limit all train to the end: what teaches less may
+    leak less.
 
     Args:
         run: The run.
         rows: The table, by cheap students.
         favourite: Number of the row that is hard to beat.
-        train_full: Trains the full student of a row, if it is not yet, and returns its folder.
+        train_full: Trains the full student of a row, if it is not yet, unless it is to be given up;
+            returns its folder.
         folder: Of the stage.
     """
     finalists = finalists_of(rows, run.recipe.selection.finalists, favourite)
     if len(finalists) == 1 or run.recipe.further_generators:
         return rows
-    scores = []
+    scores: list[Score] = []
+    give_up: GiveUp = never
     for number in finalists:
-        about = read_json(train_full(number) / STUDENT)
-        full = score_of(about["best"], len(run.val))
-        scores.append(replace(full, leakage=about.get("leakage")))
+        place = train_full(number, give_up)
+        records = read_records(place)
+        scores.append(given_up(records) if give_up(records) else full_score(run, place))
+        if number == finalists[0] and run.recipe.tuning.leakage_limit is None:
+            give_up = partial(outdone, favourite=records, num_val=len(run.val), where=folder)
     judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))
     unchosen = {"chosen": False, "chosen_without_limit": False}
     return [
         row
         | unchosen
-        | {f"full_{name}": judged[i][name] for name in ("cas", "robust_cas") if i in judged}
+        | {f"full_{name}": judged[i][name] for name in MEASURED if i in judged}
         | {name: judged[i][name] for name in unchosen if i in judged}
         for i, row in enumerate(rows)
     ]
@@ -207,17 +221,23 @@ def finalists_of(rows: Sequence[Mapping[str, Any]], number: int, favourite: int)
     return [*first, *others[: number - 2]]
 
 
-def full_student(run: Run, candidate: Path, knobs: Knobs, folder: Path) -> Path:
+def full_score(run: Run, folder: Path) -> Score:
+    """Returns the score of the full student in `folder`."""
+    about = read_json(folder / STUDENT)
+    return replace(score_of(about["best"], len(run.val)), leakage=about.get("leakage"))
+
+
+def full_student(run: Run, candidate: Path, knobs: Knobs, folder: Path, give_up: GiveUp) -> Path:
     """Returns `folder`, where the full student of a candidate with some knobs is trained."""
-    work = partial(together, partial(learn_finalist, candidate, knobs), run)
+    work = partial(together, partial(learn_finalist, candidate, knobs, give_up), run)
     perform(folder, {"part": folder.name, **flattened("knobs", dict(knobs))}, work)
     return folder
 
 
-def learn_finalist(candidate: Path, knobs: Knobs, run: Run, folder: Path) -> None:
+def learn_finalist(candidate: Path, knobs: Knobs, give_up: GiveUp, run: Run, folder: Path) -> None:
     """Trains the full student with some knobs."""
     config = with_knobs(run.recipe.student, knobs)
-    learn(_lesson(run, candidate, knobs, config, "student"), run, folder)
+    learn(_lesson(run, candidate, knobs, config, "student"), run, folder, give_up)
 
 
 @dataclass(frozen=True)
@@ -229,8 +249,7 @@ class Question:
     folder: Path
     """Of the part that answers it."""
     fingerprint: Fingerprint
-    bar: tuple[float, ...] = ()
-    """See `bar_of`."""
+    give_up: GiveUp = never
 
 
 def scores_of(run: Run, questions: Sequence[Question], folder: Path) -> list[Score]:
@@ -249,7 +268,7 @@ def answered(run: Run, question: Question) -> Score:
         question.folder,
         run.context,
         members=attacked_members(run),
-        bar=question.bar,
+        give_up=question.give_up,
     )
 
 

@@ -82,7 +82,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         ("teacher", "generator"),
         ("val",),
-        version=6,
+        version=7,
     ),
     Stage(
         "tuning",
@@ -90,7 +90,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         ("teacher", "generator", "candidates"),
         ("val",),
-        version=6,
+        version=7,
     ),
     Stage(
         "student",

@@ -56,7 +56,7 @@ from knowledge_recycling.training.batches import Shuffled, class_weights
 from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
 from knowledge_recycling.training.generator import SaveCandidates, augmented
 from knowledge_recycling.training.loop import METRICS, Plan, train
-from knowledge_recycling.training.validation import kept, predict_logits
+from knowledge_recycling.training.validation import GiveUp, kept, never, predict_logits
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
@@ -158,9 +158,9 @@ def distil_student(run: Run, folder: Path) -> None:
     learn(lesson, run, folder)
 
 
-def learn(lesson: Lesson, run: Run, folder: Path) -> None:
+def learn(lesson: Lesson, run: Run, folder: Path, give_up: GiveUp = never) -> None:
     """Trains a student and writes what it reached and what its images took."""
-    records = distil(lesson, folder, run.context)
+    records = distil(lesson, folder, run.context, give_up)
     about: dict[str, Any] = {
         "best": records[kept(records, len(run.val))],
         "sampling": asdict(lesson.source.tally),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_end_to_end import write_recipe
 import knowledge_recycling as kr
 from knowledge_recycling.choosing import finalists_of
 from knowledge_recycling.errors import RecipeError
+from knowledge_recycling.training.loop import read_records
 
 SHORT = [
     "teacher.training.images_seen=160",
@@ -38,15 +40,35 @@ def chosen(rows: list[dict[str, Any]]) -> int:
 def check_winner(
     rows: list[dict[str, Any]], folders: dict[int, Path], favourite: int, cheap: int
 ) -> None:
-    """Checks a table against the full students in `folders`; `cheap` is what cheap ones chose."""
+    """Checks a table against the full students in `folders`; `cheap` is what cheap ones chose.
+
+    Who is no better than the favourite at two snapshots running must have been given up there.
+    """
     merits, losses = {}, {}
+    standard = read_records(folders[favourite])
     for number, folder in folders.items():
         best = json.loads((folder / "student.json").read_text())["best"]
+        records = read_records(folder)
+        ahead = [
+            ours["val_accuracy"] > theirs["val_accuracy"]
+            or ours["val_robust_accuracy"] > theirs["val_robust_accuracy"]
+            for ours, theirs in zip(records, standard, strict=False)
+        ]
+        if number != favourite:
+            lost = [not (one or other) for one, other in pairwise(ahead)]
+            assert not any(lost[:-1]), "it should have been given up earlier"
+        if rows[number]["full_failure"] is not None:
+            assert number != favourite
+            assert rows[number]["full_cas"] is None
+            assert f"after {records[-1]['images_seen']:.0f} images" in rows[number]["full_failure"]
+            continue
+        assert len(records) == len(standard)
         assert rows[number]["full_cas"] == best["val_accuracy"]
         assert rows[number]["full_robust_cas"] == best["val_robust_accuracy"]
         merits[number] = (best["val_accuracy"] + best["val_robust_accuracy"]) / 2
         losses[number] = best["val_loss"]
-    assert {cheap, favourite} <= merits.keys()
+    assert favourite in merits
+    assert cheap in folders
     winner = chosen(rows)
     assert winner == favourite or (
         merits[winner] > merits[favourite] and losses[winner] <= losses[favourite]

@@ -10,7 +10,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,7 @@ from knowledge_recycling.training.classifier import (
     hard_targets,
 )
 from knowledge_recycling.training.loop import Record
+from knowledge_recycling.training.validation import GiveUp, never
 
 
 class StudentConfig(Config):
@@ -193,13 +194,11 @@ class Lesson:
         return torch.from_numpy(np.log(self.source.prior / self.teacher_prior)).float()
 
 
-def distil(
-    lesson: Lesson, folder: Path, context: Context, bar: Sequence[float] = ()
-) -> list[Record]:
+def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = never) -> list[Record]:
     """Trains a student in `folder` on synthetic images alone; returns its validation records.
 
-    It is given up at a snapshot whose accuracy is below the `bar`. Writes
-    `weights.safetensors` (the best snapshot), `metrics.jsonl`, and what `accelerated` leaves.
+    Training ends early where `give_up` says so. Writes `weights.safetensors` (the best snapshot),
+    `metrics.jsonl`, and what `accelerated` leaves.
     """
     config, val = lesson.config, lesson.val
     size = config.num_images(lesson.num_train)
@@ -224,7 +223,7 @@ def distil(
         targets=soft_targets(lesson.teacher, config, lesson.log_odds),
         batches=stream,
         val=val,
-        bar=bar,
+        give_up=give_up,
     )
     return fit_classifier(new_student(lesson, context), fit, folder, context)
 

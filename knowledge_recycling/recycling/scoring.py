@@ -36,8 +36,9 @@ from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.training.classifier import DivergedError
 from knowledge_recycling.training.loop import Record
 from knowledge_recycling.training.validation import (
-    below,
+    GiveUp,
     kept,
+    never,
     predict_logits,
     standard_error,
 )
@@ -132,7 +133,7 @@ def score(
     context: Context,
     *,
     members: ImageSet | None = None,
-    bar: Sequence[float] = (),
+    give_up: GiveUp = never,
 ) -> Score:
     """Returns the score of a lesson, from its part's folder if it is done.
 
@@ -142,11 +143,11 @@ def score(
         folder: Of the part.
         context: Its surroundings.
         members: The real training images, if leakage is to be measured.
-        bar: CAS at the first snapshots, below which the student is given up.
+        give_up: Asked at each snapshot whether the student is given up.
     """
 
     def work(folder: Path) -> None:
-        found = _measure(lesson, folder, context, bar)
+        found = _measure(lesson, folder, context, give_up)
         if members is not None and found.failure is None:
             student = trained_student(lesson, folder, context)
             found = replace(found, leakage=loss_attack(student, members, lesson.val, context))
@@ -161,19 +162,24 @@ def read_score(folder: Path) -> Score:
     return Score(**read_json(folder / SCORE))
 
 
-def _measure(lesson: Lesson, folder: Path, context: Context, bar: Sequence[float]) -> Score:
+def _measure(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp) -> Score:
     failure = defect(lesson.source, context)
     if failure is not None:
         return Score(failure=failure)
     try:
-        records = distil(lesson, folder, context, bar)
+        records = distil(lesson, folder, context, give_up)
     except DivergedError as error:
         return Score(failure=error.what)
-    if below(records, bar):
-        return Score(failure=f"given up after {records[-1]['images_seen']:.0f} images: far behind")
+    if give_up(records):
+        return given_up(records)
     best, tally = records[kept(records, len(lesson.val))], lesson.source.tally
     rate = tally.sampled / tally.seconds if tally.sampled else None
     return replace(score_of(best, len(lesson.val)), images_per_second=rate)
+
+
+def given_up(records: Sequence[Record]) -> Score:
+    """Returns the score of a student that was given up at the last of its `records`."""
+    return Score(failure=f"given up after {records[-1]['images_seen']:.0f} images: behind")
 
 
 def score_of(record: Record, num_val: int) -> Score:
@@ -218,6 +224,25 @@ def bar_of(records: Sequence[Record], num_val: int) -> tuple[float, ...]:
     """
     accuracies = [record["val_accuracy"] for record in records[:-1]]
     return tuple(each - standard_error(each, num_val) for each in accuracies)
+
+
+def below(records: Sequence[Record], bar: Sequence[float]) -> bool:
+    """Returns whether the last record's accuracy is below its snapshot's bar, if that has one."""
+    return len(records) <= len(bar) and records[-1]["val_accuracy"] < bar[len(records) - 1]
+
+
+def outdone(
+    records: Sequence[Record], favourite: Sequence[Record], num_val: int, where: Path
+) -> bool:
+    """Returns whether a full student would not be chosen over the `favourite` of the same age.
+
+    Twice running, since one snapshot of the better one may be worse. What makes a cheap student
+    better than the favourite's may only make it faster, which shows no more once both have learnt
+    for a while: there is no need to wait for the end.
+    """
+    both = list(zip(favourite, records, strict=False))[-2:]
+    pairs = [[score_of(each, num_val) for each in pair] for pair in both]
+    return len(pairs) == 2 and all(best_of(pair, 0, where) == 0 for pair in pairs)
 
 
 def defect(source: Source, context: Context) -> str | None:

@@ -129,14 +129,14 @@ class Scored(Part):
     auroc: Number = None
     loss: Number = None
     leakage: Number = None
-    """AUC of the loss attack on the student, members against validation images; `None`: not
-    measured, since there is no `tuning.leakage_limit`."""
+    """AUC of the loss attack on the student; `None`: there is no `tuning.leakage_limit`."""
     chosen: bool = False
     chosen_without_limit: bool = False
     """Whether it would have been chosen without a limit on leakage."""
     full_cas: Number = None
     """CAS of a full student, where it was a finalist; then these decide."""
     full_robust_cas: Number = None
+    full_failure: str | None = None  # why its full student was given up
     failure: str | None = None
     """Why there is no score; `None`: there is one."""
 

@@ -35,7 +35,14 @@ from knowledge_recycling.training.batches import (
     short_length,
 )
 from knowledge_recycling.training.loop import Batches, Plan, Record, train
-from knowledge_recycling.training.validation import is_usable, kept, out_of_patience, validate
+from knowledge_recycling.training.validation import (
+    GiveUp,
+    is_usable,
+    kept,
+    never,
+    out_of_patience,
+    validate,
+)
 
 WEIGHTS = "weights.safetensors"
 EARLY = "early.safetensors"
@@ -246,8 +253,8 @@ class Fit:
     """[K] weights of the loss."""
     early: float | None = None
     """Share of training after which the snapshot is kept apart, as if training had stopped."""
-    bar: Sequence[float] = ()
-    """Merits of the first snapshots; training ends at one that is below."""
+    give_up: GiveUp = never
+    """Asked at each snapshot whether training is to end."""
 
 
 def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Context) -> list[Record]:
@@ -263,7 +270,7 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
         images_seen=config.images_seen,
         batch_size=config.batch_size,
         snapshots=[(i + 1) / config.snapshots for i in range(config.snapshots)],
-        out_of_patience=out_of_patience(config.patience, fit.bar),
+        out_of_patience=out_of_patience(config.patience, fit.give_up),
     )
     weight = None
     if fit.class_weight is not None:

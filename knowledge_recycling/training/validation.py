@@ -21,6 +21,9 @@ from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.training.loop import Record
 
+GiveUp = Callable[[Sequence[Record]], bool]
+"""Whether a training with these records, one a snapshot so far, is to end."""
+
 USELESS = {
     "val_accuracy": 0.0,
     "val_robust_accuracy": 0.0,
@@ -120,20 +123,19 @@ def is_usable(record: Record) -> bool:
     return record["val_loss"] < USELESS["val_loss"]
 
 
-def out_of_patience(
-    patience: int | None, bar: Sequence[float] = ()
-) -> Callable[[Sequence[Record]], bool]:
-    """Returns whether the best record is `patience` or more snapshots old, or the last `below`."""
+def never(records: Sequence[Record]) -> bool:
+    """Returns that a training need not be given up, whatever it has reached."""
+    del records
+    return False
+
+
+def out_of_patience(patience: int | None, give_up: GiveUp = never) -> GiveUp:
+    """Returns whether the best record is `patience` or more snapshots old, or to `give_up`."""
 
     def reached(records: Sequence[Record]) -> bool:
-        if below(records, bar):
+        if give_up(records):
             return True
         best = max(range(len(records)), key=lambda i: (merit(records[i]), -records[i]["val_loss"]))
         return patience is not None and len(records) - 1 - best >= patience
 
     return reached
-
-
-def below(records: Sequence[Record], bar: Sequence[float]) -> bool:
-    """Returns whether the last record's accuracy is below its snapshot's bar, if that has one."""
-    return len(records) <= len(bar) and records[-1]["val_accuracy"] < bar[len(records) - 1]

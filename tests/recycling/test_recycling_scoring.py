@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ from knowledge_recycling.recycling.scoring import (
     Score,
     SelectionConfig,
     bar_of,
+    below,
     best_of,
     cheap,
     defect,
     loss_attack,
+    outdone,
     score,
 )
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
 from knowledge_recycling.training.classifier import StudentTraining
 from knowledge_recycling.training.loop import Record, read_records
-from knowledge_recycling.training.validation import below
 
 
 class Painter(nn.Module):
@@ -269,10 +271,40 @@ def test_a_setting_that_falls_behind_is_given_up_at_once_and_never_chosen(
     made = lesson(lambda noise: noise)
     training = made.config.training.model_copy(update={"images_seen": 48, "snapshots": 3})
     made = replace(made, config=made.config.model_copy(update={"training": training}))
-    result = score(made, {}, tmp_path / "part", context, bar=(1.1, 1.1))
-    assert result.failure == "given up after 16 images: far behind"
+    result = score(made, {}, tmp_path / "part", context, give_up=partial(below, bar=(1.1, 1.1)))
+    assert result.failure == "given up after 16 images: behind"
     assert [each["images_seen"] for each in read_records(tmp_path / "part")] == [16]
     assert best_of([scored(0.1, 0.1), result], 0, tmp_path) == 0
-    through = score(made, {}, tmp_path / "other", context, bar=(0.0, 0.0))
+    through = score(made, {}, tmp_path / "other", context, give_up=partial(below, bar=(0.0, 0.0)))
     assert through.failure is None
     assert len(read_records(tmp_path / "other")) == 3
+
+
+AHEAD, LEVEL, SURE, BEHIND = (0.9, 0.3), (0.83, 0.3), (0.86, 0.5), (0.7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rival", "lost"),
+    [
+        ([BEHIND], False),  # once is no proof
+        ([BEHIND, BEHIND], True),
+        ([BEHIND, AHEAD], False),
+        ([AHEAD, BEHIND], False),
+        ([AHEAD, LEVEL, LEVEL], True),  # not ahead by a standard error, .04
+        ([AHEAD, SURE, SURE], True),  # a higher loss
+        ([BEHIND, AHEAD, BEHIND, AHEAD], False),
+    ],
+)
+def test_a_full_student_is_given_up_if_it_loses_twice_to_the_favourite_of_its_age(
+    tmp_path: Path, rival: list[tuple[float, float]], lost: bool
+) -> None:
+    def record(accuracy: float, loss: float) -> Record:
+        names = ("val_accuracy", "val_robust_accuracy", "val_auroc", "val_loss")
+        return dict(zip(names, (accuracy, accuracy, 0.5, loss), strict=True))
+
+    favourite = [record(0.8, 0.4)] * 4
+    assert outdone([record(*each) for each in rival], favourite, 100, tmp_path) is lost
+    younger = [record(0.1, 3.0), *favourite]
+    assert outdone([record(*AHEAD)], younger, 100, tmp_path) is False
+    assert outdone([record(0.5, 1.0)] * 2, younger, 100, tmp_path) is False, "ahead at first"
+    assert outdone([record(0.5, 1.0)] * 3, younger, 100, tmp_path) is True

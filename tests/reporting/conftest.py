@@ -67,6 +67,7 @@ def _scored(cas: float, **extra: Any) -> dict[str, Any]:
         "chosen_without_limit": False,
         "full_cas": None,
         "full_robust_cas": None,
+        "full_failure": None,
     }
     return scores | {"failure": None} | extra
 
@@ -97,6 +98,7 @@ def _result(rng: np.random.Generator) -> dict[str, Any]:
             knobs={"std": std, "guidance": round(0.5 * (trial % 4), 2), "filter": trial % 3 == 0},
             full_cas=0.95 if trial < 2 else None,
             full_robust_cas=0.93 if trial < 2 else None,
+            full_failure="given up after 9,000 images: behind" if trial == 2 else None,
         )
         for trial, std in enumerate(np.linspace(1, 2, 12).round(2).tolist())
     ]
