@@ -136,7 +136,8 @@ class Scored(Part):
     full_cas: Number = None
     """CAS of a full student, where it was a finalist; then these decide."""
     full_robust_cas: Number = None
-    full_failure: str | None = None  # why its full student was given up
+    full_failure: str | None = None
+    """Why its full student was given up."""
     failure: str | None = None
     """Why there is no score; `None`: there is one."""
 
