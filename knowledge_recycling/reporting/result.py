@@ -179,8 +179,7 @@ class Acceleration(Part):
     evaluations: int
     """Of the network, for an image."""
     distance: Number = None
-    """Between images of the same noise before and after: root mean square, in their standard
-    deviations."""
+    """Root mean square of images of the same noise before and after, in standard deviations."""
     used: bool = False
 
 
