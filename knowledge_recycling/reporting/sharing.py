@@ -35,4 +35,8 @@ def _without_reasons(tried: Result | FurtherGenerator) -> dict[str, tuple[Scored
 
 
 def _without_reason(scored: Scored) -> Scored:
-    return scored.model_copy(update={"failure": scored.failure and "failed"})
+    reasons = {
+        "failure": scored.failure and "failed",
+        "full_failure": scored.full_failure and "given up",
+    }
+    return scored.model_copy(update=reasons)

@@ -83,9 +83,11 @@ def test_a_list_by_class_of_another_length_is_refused(
 def test_the_shareable_result_names_no_file(result: Values) -> None:
     result["tuning"][9]["failure"] = "cannot open /home/someone/scans/0007.png"
     result["candidates"][2]["failure"] = "cannot open /home/someone/scans/0008.png"
+    result["tuning"][2]["full_failure"] = "cannot open /home/someone/scans/0009.png"
     assert "someone" in json.dumps(parse_result(result).model_dump(mode="json"))
     public = shareable(parse_result(result))
     assert "someone" not in json.dumps(public.model_dump(mode="json"))
     assert public.changed_settings["data.path"] == "withheld"
     assert public.changed_settings["student.temperature"] == 2.0
     assert (public.candidates[2].failure, public.candidates[3].failure) == ("failed", None)
+    assert [each.full_failure for each in public.tuning[1:3]] == [None, "given up"]
