@@ -50,8 +50,7 @@ from knowledge_recycling.stages import attacked_members, for_each_generator, lea
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.generator import images_of
-from knowledge_recycling.training.loop import read_records
-from knowledge_recycling.training.validation import GiveUp, never
+from knowledge_recycling.training.loop import GiveUp, never, read_records
 
 MEASURED = ("cas", "robust_cas", "failure")
 """What a table says of full students, in columns of its own."""
@@ -190,14 +189,14 @@ def confirmed(
     finalists = finalists_of(rows, run.recipe.selection.finalists, favourite)
     if len(finalists) == 1 or run.recipe.further_generators:
         return rows
-    scores: list[Score] = []
+    first, *rivals = finalists
+    standard = train_full(first, never)
     give_up: GiveUp = never
-    for number in finalists:
-        place = train_full(number, give_up)
-        records = read_records(place)
-        scores.append(given_up(records) if give_up(records) else full_score(run, place))
-        if number == finalists[0] and run.recipe.tuning.leakage_limit is None:
-            give_up = partial(outdone, favourite=records, num_val=len(run.val), where=folder)
+    if run.recipe.tuning.leakage_limit is None:
+        records = read_records(standard)
+        give_up = partial(outdone, favourite=records, num_val=len(run.val), where=folder)
+    scores = [full_score(run, standard, never)]
+    scores += [full_score(run, train_full(number, give_up), give_up) for number in rivals]
     judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))
     unchosen = {"chosen": False, "chosen_without_limit": False}
     return [
@@ -221,8 +220,11 @@ def finalists_of(rows: Sequence[Mapping[str, Any]], number: int, favourite: int)
     return [*first, *others[: number - 2]]
 
 
-def full_score(run: Run, folder: Path) -> Score:
-    """Returns the score of the full student in `folder`."""
+def full_score(run: Run, folder: Path, give_up: GiveUp) -> Score:
+    """Returns the score of the full student in `folder`, which may have been given up."""
+    records = read_records(folder)
+    if give_up(records):
+        return given_up(records)
     about = read_json(folder / STUDENT)
     return replace(score_of(about["best"], len(run.val)), leakage=about.get("leakage"))
 

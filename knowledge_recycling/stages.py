@@ -55,8 +55,8 @@ from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
 from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
 from knowledge_recycling.training.generator import SaveCandidates, augmented
-from knowledge_recycling.training.loop import METRICS, Plan, train
-from knowledge_recycling.training.validation import GiveUp, kept, never, predict_logits
+from knowledge_recycling.training.loop import METRICS, GiveUp, Plan, never, train
+from knowledge_recycling.training.validation import kept, predict_logits
 
 
 def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:

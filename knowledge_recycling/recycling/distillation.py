@@ -41,8 +41,7 @@ from knowledge_recycling.training.classifier import (
     fit_classifier,
     hard_targets,
 )
-from knowledge_recycling.training.loop import Record
-from knowledge_recycling.training.validation import GiveUp, never
+from knowledge_recycling.training.loop import GiveUp, Record, never
 
 
 class StudentConfig(Config):

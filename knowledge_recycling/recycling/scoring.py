@@ -34,11 +34,9 @@ from knowledge_recycling.recycling.synthesis import Source, draw
 from knowledge_recycling.rundir import Fingerprint, perform
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.training.classifier import DivergedError
-from knowledge_recycling.training.loop import Record
+from knowledge_recycling.training.loop import GiveUp, Record, never
 from knowledge_recycling.training.validation import (
-    GiveUp,
     kept,
-    never,
     predict_logits,
     standard_error,
 )

@@ -34,15 +34,8 @@ from knowledge_recycling.training.batches import (
     derived_batch_size,
     short_length,
 )
-from knowledge_recycling.training.loop import Batches, Plan, Record, train
-from knowledge_recycling.training.validation import (
-    GiveUp,
-    is_usable,
-    kept,
-    never,
-    out_of_patience,
-    validate,
-)
+from knowledge_recycling.training.loop import Batches, GiveUp, Plan, Record, never, train
+from knowledge_recycling.training.validation import is_usable, kept, out_of_patience, validate
 
 WEIGHTS = "weights.safetensors"
 EARLY = "early.safetensors"

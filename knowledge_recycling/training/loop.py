@@ -29,10 +29,19 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]
 Record = dict[str, float]
 """Measures at one moment of training, `images_seen` among them."""
 
+GiveUp = Callable[[Sequence[Record]], bool]
+"""Whether a training with these records, one a snapshot so far, is to end."""
+
 METRICS = "metrics.jsonl"
 
 Snapshot = Callable[[nn.Module, int, Sequence[Record]], Record]
 """Averaged model, images seen and earlier records to measures; may save the model."""
+
+
+def never(records: Sequence[Record]) -> bool:
+    """Returns that a training need not be given up, whatever it has reached."""
+    del records
+    return False
 
 
 class Objective(Protocol):
@@ -62,7 +71,7 @@ class Plan:
     batch_size: int
     snapshots: Sequence[float]
     """Shares of training, in rising order and up to 1, after which a snapshot is taken."""
-    out_of_patience: Callable[[Sequence[Record]], bool] = lambda _: False
+    out_of_patience: GiveUp = never
     """Told the records so far after each snapshot; true ends training early."""
     save_seconds: float = 60.0
     """A resumable state is written about this often."""

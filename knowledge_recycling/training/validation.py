@@ -6,7 +6,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,7 @@ from torch import nn
 from knowledge_recycling.data.augment import augment
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.randomness import rng
-from knowledge_recycling.training.loop import Record
-
-GiveUp = Callable[[Sequence[Record]], bool]
-"""Whether a training with these records, one a snapshot so far, is to end."""
+from knowledge_recycling.training.loop import GiveUp, Record, never
 
 USELESS = {
     "val_accuracy": 0.0,
@@ -121,12 +118,6 @@ def _as_good(record: Record, other: Record) -> bool:
 def is_usable(record: Record) -> bool:
     """Returns whether the snapshot gave numbers."""
     return record["val_loss"] < USELESS["val_loss"]
-
-
-def never(records: Sequence[Record]) -> bool:
-    """Returns that a training need not be given up, whatever it has reached."""
-    del records
-    return False
 
 
 def out_of_patience(patience: int | None, give_up: GiveUp = never) -> GiveUp:
