@@ -5,8 +5,10 @@
         --variant "wide: teacher.classifier.width=32"
 
 Training and validation images are pooled and cut into folds, stratified. For each fold a teacher
-is trained on the rest, an eighth of which chooses its snapshot, and measured on the fold. A
-variant's gain is paired with the defaults fold by fold; its interval is Student's t over folds.
+is trained on the rest, an eighth of which chooses its snapshot, and measured on the fold: accuracy,
+AUROC and the negative log-likelihood (nats) of the calibrated probabilities, with which it labels a
+student's images. A variant's gain is paired with the defaults fold by fold; its interval is
+Student's t over folds.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from knowledge_recycling import Recipe, pipeline, stages
@@ -56,7 +59,7 @@ def folds_of(splits: Splits, folds: int, seed: int) -> Iterator[Splits]:
 
 
 def measure(recipe: Recipe, splits: Splits, out: Path) -> Measures:
-    """Returns what a teacher reaches on the fold, in percent, trained if it is not."""
+    """Returns what a teacher reaches on the fold (percent, nats), trained if it is not."""
     run = pipeline.prepare(recipe, splits, out, Quiet())
     perform(out / "teacher", {"teacher": "of a fold"}, partial(stages.train_teacher, run))
     chances = stages.probabilities(run, load_teacher(run), splits.test)
@@ -64,20 +67,23 @@ def measure(recipe: Recipe, splits: Splits, out: Path) -> Measures:
     return {
         "accuracy": 100 * float(utility.accuracy.value or 0),
         "AUROC": 100 * float(utility.auroc.value or 0),
+        "loss": log_loss(splits.test.labels, chances, labels=range(splits.test.num_classes)),
     }
 
 
 def compared(rows: dict[str, list[Measures]]) -> Iterator[str]:
     """Yields the lines of a table: means over folds, and gains over the defaults with intervals."""
-    yield "| variant | accuracy | AUROC | gain in accuracy | gain in AUROC |"
-    yield "|---" * 5 + "|"
+    keys = {"accuracy": 2, "AUROC": 2, "loss": 3}
+    yield "| variant | " + " | ".join([*keys, *(f"gain in {key}" for key in keys)]) + " |"
+    yield "|---" * (1 + 2 * len(keys)) + "|"
     (base, *_) = rows.values()
     for name, found in rows.items():
-        cells = [f"{np.mean([each[key] for each in found]):.2f}" for key in ("accuracy", "AUROC")]
-        for key in ("accuracy", "AUROC"):
+        cells = [f"{np.mean([each[k] for each in found]):.{n}f}" for k, n in keys.items()]
+        for key, digits in keys.items():
             gains = over_seeds([a[key] - b[key] for a, b in zip(found, base, strict=True)])
-            half = (gains.high or np.nan) - (gains.mean or 0.0)
-            cells.append(f"{gains.mean:+.2f} +- {half:.2f}" if found is not base else "")
+            half = np.nan if gains.high is None else gains.high - (gains.mean or 0.0)
+            gain = f"{gains.mean:+.{digits}f} +- {half:.{digits}f}"
+            cells.append(gain if found is not base else "")
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
