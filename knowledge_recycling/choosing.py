@@ -49,6 +49,7 @@ from knowledge_recycling.rundir import Fingerprint, flattened, perform
 from knowledge_recycling.stages import attacked_members, for_each_generator, learn
 from knowledge_recycling.storage import read_json, write_json
 from knowledge_recycling.together import together
+from knowledge_recycling.training.classifier import DivergedError
 from knowledge_recycling.training.generator import images_of
 from knowledge_recycling.training.loop import GiveUp, never, read_records
 
@@ -191,11 +192,11 @@ def confirmed(
         return rows
     first, *rivals = finalists
     standard = train_full(first, never)
+    scores = [full_score(run, standard, never)]
     give_up: GiveUp = never
-    if run.recipe.tuning.leakage_limit is None:
+    if scores[0].failure is None and run.recipe.tuning.leakage_limit is None:
         records = read_records(standard)
         give_up = partial(outdone, favourite=records, num_val=len(run.val), where=folder)
-    scores = [full_score(run, standard, never)]
     scores += [full_score(run, train_full(number, give_up), give_up) for number in rivals]
     judged = dict(zip(finalists, judge(run, scores, favourite=0, where=folder), strict=True))
     unchosen = {"chosen": False, "chosen_without_limit": False}
@@ -221,11 +222,12 @@ def finalists_of(rows: Sequence[Mapping[str, Any]], number: int, favourite: int)
 
 
 def full_score(run: Run, folder: Path, give_up: GiveUp) -> Score:
-    """Returns the score of the full student in `folder`, which may have been given up."""
-    records = read_records(folder)
+    """Returns the score of the full student in `folder`, which may have failed or been given up."""
+    about, records = read_json(folder / STUDENT), read_records(folder)
+    if "failure" in about:
+        return Score(failure=about["failure"])
     if give_up(records):
         return given_up(records)
-    about = read_json(folder / STUDENT)
     return replace(score_of(about["best"], len(run.val)), leakage=about.get("leakage"))
 
 
@@ -237,9 +239,12 @@ def full_student(run: Run, candidate: Path, knobs: Knobs, folder: Path, give_up:
 
 
 def learn_finalist(candidate: Path, knobs: Knobs, give_up: GiveUp, run: Run, folder: Path) -> None:
-    """Trains the full student with some knobs."""
+    """Trains the full student with some knobs; one that diverges fails, and the run goes on."""
     config = with_knobs(run.recipe.student, knobs)
-    learn(_lesson(run, candidate, knobs, config, "student"), run, folder, give_up)
+    try:
+        learn(_lesson(run, candidate, knobs, config, "student"), run, folder, give_up)
+    except DivergedError as error:
+        write_json(folder / STUDENT, {"failure": error.what})
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from test_end_to_end import write_recipe
 
 import knowledge_recycling as kr
+from knowledge_recycling import choosing
+from knowledge_recycling.artefacts import Run
 from knowledge_recycling.choosing import finalists_of
 from knowledge_recycling.errors import RecipeError
-from knowledge_recycling.training.loop import read_records
+from knowledge_recycling.recycling.distillation import Lesson
+from knowledge_recycling.stages import learn
+from knowledge_recycling.training.classifier import DivergedError
+from knowledge_recycling.training.loop import GiveUp, never, read_records
 
 SHORT = [
     "teacher.training.images_seen=160",
@@ -125,6 +130,28 @@ def test_a_finalist_is_the_student_that_a_run_without_finalists_trains(
     rows = rows_of(run, "candidates/candidates.json")
     same = runs[4] / f"candidates/finalist-{rows[chosen(rows)]['name']}" / WEIGHTS
     assert same.read_bytes() == (run / "student" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("favourite_fails", [False, True])
+def test_a_full_student_that_diverges_is_reported_and_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, favourite_fails: bool
+) -> None:
+    asked = iter(range(100))  # the favourite is the first
+
+    def diverging(lesson: Lesson, run: Run, folder: Path, give_up: GiveUp = never) -> None:
+        learn(lesson, run, folder, give_up)
+        if (next(asked) == 0) is favourite_fails:
+            (folder / "student.json").unlink()
+            raise DivergedError("the training of the student diverged")
+
+    monkeypatch.setattr(choosing, "learn", diverging)
+    run = tmp_path / "run"
+    kr.run(kr.Recipe.load(write_recipe(tmp_path), [*SHORT, "selection.finalists=4"]), run)
+    rows = rows_of(run, "candidates/candidates.json")
+    failed = {i for i, row in enumerate(rows) if "diverged" in str(row["full_failure"])}
+    assert failed == ({len(rows) - 1} if favourite_fails else set(range(len(rows) - 1)))
+    assert chosen(rows) not in failed
+    assert "diverged" in (run / "report.html").read_text()
 
 
 scored = st.builds(

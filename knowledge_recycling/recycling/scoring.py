@@ -275,7 +275,8 @@ def best_of(
             where=where,
             got="; ".join(sorted({str(each.failure) for each in scores})),
             next_step="train the generator longer (generator_training.images_seen) or with a "
-            "smaller generator.learning_rate, then --redo generator",
+            "smaller generator.learning_rate, then --redo generator; if students diverged, lower "
+            "student.training.learning_rate",
         )
     if leakage_limit is not None:
         least = min(usable, key=lambda i: _or_inf(scores[i].leakage))

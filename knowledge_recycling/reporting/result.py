@@ -137,7 +137,7 @@ class Scored(Part):
     """CAS of a full student, where it was a finalist; then these decide."""
     full_robust_cas: Number = None
     full_failure: str | None = None
-    """Why its full student was given up."""
+    """Why its full student has no score: it diverged or was given up."""
     failure: str | None = None
     """Why there is no score; `None`: there is one."""
 

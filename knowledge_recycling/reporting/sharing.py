@@ -37,6 +37,6 @@ def _without_reasons(tried: Result | FurtherGenerator) -> dict[str, tuple[Scored
 def _without_reason(scored: Scored) -> Scored:
     reasons = {
         "failure": scored.failure and "failed",
-        "full_failure": scored.full_failure and "given up",
+        "full_failure": scored.full_failure and "gave no score",
     }
     return scored.model_copy(update=reasons)

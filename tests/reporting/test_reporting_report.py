@@ -92,7 +92,7 @@ def test_the_internal_page_shows_the_whole_run(internal_page: Path, result: Valu
     page = Page(internal_page)
     assert len(page.source) < 8 * 2**20
     assert "INTERNAL: contains real images" in page.text
-    given_up = "full student given up after 9,000 images"
+    given_up = "full student: given up after 9,000 images"
     for said in ("not audited", "candidate-08", "loss is not finite", "out of memory", given_up):
         assert said in page.text
     for key, value in result["versions"].items():

@@ -90,4 +90,4 @@ def test_the_shareable_result_names_no_file(result: Values) -> None:
     assert public.changed_settings["data.path"] == "withheld"
     assert public.changed_settings["student.temperature"] == 2.0
     assert (public.candidates[2].failure, public.candidates[3].failure) == ("failed", None)
-    assert [each.full_failure for each in public.tuning[1:3]] == [None, "given up"]
+    assert [each.full_failure for each in public.tuning[1:3]] == [None, "gave no score"]
