@@ -16,15 +16,16 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.limit import TRAINING, parts_of, prepared, print_table
+from benchmarks.limit import parts_of, print_table
 from knowledge_recycling import Recipe, compute
+from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.fanout import num_cores
+from knowledge_recycling.timing import TEACHING, prepared, seconds_of, wall_clock
 
 GIVEN_BACK = "GIVEN_BACK"
 """Leaves glibc's allocator as it comes; read here alone."""
@@ -48,16 +49,12 @@ def rate(recipe: Path, name: str, threads: int, seconds: float) -> float:
     as_it_comes = (
         patch.object(compute, "keep_memory") if GIVEN_BACK in os.environ else nullcontext()
     )
-    with as_it_comes, prepared(Recipe.load(recipe, [f"compute.threads={threads}"])) as run:
+    given = Recipe.load(recipe, [f"compute.threads={threads}"])
+    with as_it_comes, prepared(given, load_splits(given.data)) as run:
         part = next(each for each in parts_of(run) if each.name == name)
         for _ in range(WARM_UP):
             part.call()
-        # not `seconds_of`: with one thread its clock leaves out what a neighbour costs
-        calls, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            part.call()
-            calls += 1
-        return calls * part.images / (time.perf_counter() - start)
+        return part.images / seconds_of(part.call, wall_clock(run.context.fabric), seconds)
 
 
 def command(given: argparse.Namespace, threads: int, seconds: float) -> list[str]:
@@ -91,7 +88,7 @@ def main() -> None:
     """Measures, prints the table in Markdown and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--part", default=TRAINING, help='or "flow training", "flow sampling", ...')
+    parser.add_argument("--part", default=TEACHING, help='or "flow training", "flow sampling", ...')
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)

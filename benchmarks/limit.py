@@ -23,12 +23,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,49 +35,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from knowledge_recycling import Recipe, pipeline
-from knowledge_recycling.artefacts import Run, new_classifier, new_generator
+from knowledge_recycling.artefacts import Run
 from knowledge_recycling.compute import place
 from knowledge_recycling.data.splits import load_splits
-from knowledge_recycling.models.build import build_objective, frozen
-from knowledge_recycling.progress import SilentReporter
-from knowledge_recycling.randomness import rng
-from knowledge_recycling.recycling.distillation import Teacher, soft_targets
-from knowledge_recycling.training.batches import Shuffled
-from knowledge_recycling.training.classifier import ClassifierObjective, hard_targets
+from knowledge_recycling.timing import (
+    GKD,
+    LABELLING,
+    TEACHING,
+    Part,
+    classifier_parts,
+    generator_parts,
+    prepared,
+    seconds_of,
+    wall_clock,
+)
 
 CONVOLUTIONS = ((32, 28), (64, 28), (128, 14), (256, 14), (256, 7))
 """Channels and side of the images of batches of 64."""
 MATRICES = (512, 1024, 2048)
 KINDS = ("flow", "biggan", "r3gan")
-SAMPLED = 256
+LEAST = 0.2
+"""Seconds of calls behind a time."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """A piece of work of a run."""
-
-    name: str
-    images: int
-    """Of one call."""
-    call: Callable[[], object]
-
-
-def waited(fabric: Fabric) -> float:
-    """Returns the time when all that was asked of the device is done."""
-    if fabric.device.type == "cuda":
-        torch.cuda.synchronize()
-    elif torch.get_num_threads() == 1:
-        return time.process_time()
-    return time.perf_counter()
-
-
-def seconds_of(call: Callable[[], object], fabric: Fabric, least: float = 0.2) -> float:
-    """Returns the seconds of a call, the mean over as many as fill `least` seconds."""
-    calls, start = 0, waited(fabric)
-    while (spent := waited(fabric) - start) < least or calls == 0:
-        call()
-        calls += 1
-    return spent / calls
+def clock_of(fabric: Fabric) -> Callable[[], float]:
+    """Returns the clock: the process's own, if it has one thread on a CPU."""
+    alone = fabric.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else wall_clock(fabric)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -115,7 +96,7 @@ def limits(fabric: Fabric) -> dict[str, float]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for kind, calls in (("convolution", convolutions), ("matrix", matrices)):
             rates = [
-                flops_of(call) / min(seconds_of(call, fabric) for _ in range(3))
+                flops_of(call) / min(seconds_of(call, clock_of(fabric), LEAST) for _ in range(3))
                 for call in calls(dtype, fabric)
             ]
             best[f"{kind}, {name}"] = max(rates)
@@ -140,8 +121,7 @@ def matrices(dtype: torch.dtype, fabric: Fabric) -> Iterator[Callable[[], Tensor
 
 
 COMPILED = ", compiled"
-TRAINING, SAMPLING = "teacher training", "flow sampling"
-LABELLING, GKD = "teacher labelling", "student training with labelling (GKD)"
+SAMPLING = "flow sampling"
 
 
 def parts_of(run: Run, *, compiled: bool = False) -> Iterator[Part]:
@@ -159,38 +139,6 @@ def parts_of(run: Run, *, compiled: bool = False) -> Iterator[Part]:
             yield replace(each, name=each.name + suffix)
 
 
-def classifier_parts(run: Run) -> Iterator[Part]:
-    """Yields the pieces of work of teacher and student."""
-    fabric, members, recipe = run.context.fabric, run.members, run.recipe
-    training = recipe.teacher.training
-    networks = [new_classifier(run, who) for who in ("teacher", "teacher", "student")]
-    teacher = Teacher(networks[0], 1.0)
-    batches = Shuffled(members, training.batch_size, seed=0, name="t", device=fabric.device)
-    plain = ClassifierObjective(
-        networks[1],
-        training,
-        hard_targets(members.num_classes),
-        num_steps=10**6,
-        fabric=fabric,
-    )
-    gkd = ClassifierObjective(
-        networks[2],
-        recipe.student.training,
-        soft_targets(teacher, recipe.student, torch.zeros(members.num_classes)),
-        num_steps=10**6,
-        fabric=fabric,
-    )
-    images, labels = batches(0)
-
-    def label() -> Tensor:
-        with torch.no_grad(), fabric.autocast():
-            return teacher(images)
-
-    yield Part(TRAINING, len(labels), trained(plain, batches))
-    yield Part(LABELLING, len(labels), label)
-    yield Part(GKD, len(labels), trained(gkd, batches))
-
-
 def with_generator(run: Run, generator: dict[str, Any], **training: int) -> Run:
     """Returns the run with another generator and, if given, other settings of its training."""
     values = run.recipe.model_dump(exclude_unset=True)
@@ -200,52 +148,21 @@ def with_generator(run: Run, generator: dict[str, Any], **training: int) -> Run:
     return replace(run, recipe=Recipe.from_dict(values).completed(facts))
 
 
-def generator_parts(
-    run: Run, name: str, knobs: Mapping[str, float] | None = None
-) -> Iterator[Part]:
-    """Yields training and sampling of the run's generator."""
-    fabric, members = run.context.fabric, run.members
-    generator = new_generator(run)
-    objective = build_objective(generator, run.generator, fabric=fabric, seed=0, name="g")
-    size = run.recipe.generator_training.batch_size
-    batches = Shuffled(members, size, seed=0, name="g", device=fabric.device)
-    yield Part(f"{name} training", size, trained(objective, batches))
-    drawing = run.context.compiled_sampler(frozen(objective.averaged()))  # a copy is not compiled
-    labels = torch.arange(SAMPLED, device=fabric.device) % members.num_classes
-
-    def sample() -> Tensor:
-        with torch.no_grad(), fabric.autocast():
-            return drawing.sample(labels, torch.arange(SAMPLED), knobs or {})
-
-    yield Part(f"{name} sampling", SAMPLED, sample)
-
-
-def trained(objective: object, batches: Shuffled) -> Callable[[], object]:
-    """Returns the call that takes the next step of a training."""
-    steps = count()
-
-    def step() -> object:
-        number = next(steps)
-        return objective.step(*batches(number), rng(0, "limit", number))  # type: ignore[attr-defined]
-
-    return step
-
-
 def measured(parts: list[Part], rounds: int, fabric: Fabric) -> dict[str, float]:
     """Returns the seconds per image by part, medians over rounds in which all take turns."""
     seconds: dict[str, list[float]] = {each.name: [] for each in parts}
     for _ in range(rounds):
         for each in parts:
-            seconds[each.name].append(seconds_of(each.call, fabric) / each.images)
+            seconds[each.name].append(seconds_of(each.call, clock_of(fabric), LEAST) / each.images)
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
 def overhead(seconds: dict[str, float], flops: dict[str, float]) -> dict[str, float]:
     """Returns what an image of GKD costs beside one of plain training, and what it may."""
-    student = flops[TRAINING] / 3
+    student = flops[TEACHING] / 3
     expected = 1 + (flops[SAMPLING] + flops[LABELLING]) / (3 * student)
     return {
-        "GKD over plain training": (seconds[GKD] + seconds[SAMPLING]) / seconds[TRAINING],
+        "GKD over plain training": (seconds[GKD] + seconds[SAMPLING]) / seconds[TEACHING],
         "allowed": 1.15 * expected,
     }
 
@@ -264,13 +181,6 @@ def pay_back(seconds: dict[str, float], first: dict[str, float]) -> dict[str, di
     return table
 
 
-@contextmanager
-def prepared(recipe: Recipe) -> Iterator[Run]:
-    """Yields the run of a recipe, ready to train, in a folder that goes with it."""
-    with TemporaryDirectory() as folder:
-        yield pipeline.prepare(recipe, load_splits(recipe.data), Path(folder), SilentReporter())
-
-
 def main() -> None:
     """Measures, prints the tables in Markdown and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -281,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/limit.json"))
     given = parser.parse_args()
     recipe = Recipe.load(given.recipe, given.set)
-    with prepared(recipe) as run:
+    with prepared(recipe, load_splits(recipe.data)) as run:
         fabric = run.context.fabric
         best = limits(fabric)
         parts = list(parts_of(run))

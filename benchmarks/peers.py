@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.limit import Part, flops_of, generator_parts, seconds_of, with_generator
+from benchmarks.limit import clock_of, flops_of, with_generator
 from benchmarks.peers_env import FORMATS
 from benchmarks.peers_env.home import Attempts, enter
 from knowledge_recycling import Recipe, pipeline
@@ -50,6 +50,7 @@ from knowledge_recycling.recycling.distillation import Teacher
 from knowledge_recycling.recycling.synthesis import draw_set, open_set
 from knowledge_recycling.rundir import flattened, output_digest, perform, record_of
 from knowledge_recycling.storage import read_json, read_weights, write_json
+from knowledge_recycling.timing import Part, generator_parts, seconds_of
 from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
 from knowledge_recycling.training.loop import read_records
@@ -140,7 +141,7 @@ def speeds_of(run: Run, rounds: int, attempt: Attempts) -> dict[str, Speed]:
         for name, of_name in parts.items():
             for place in np.ndindex(len(of_name), 2):
                 part = of_name[place[0]][place[1]]
-                taken = seconds_of(part.call, run.context.fabric, 2.0) / part.images
+                taken = seconds_of(part.call, clock_of(run.context.fabric), 2.0) / part.images
                 seconds.setdefault((name, *place), []).append(taken)
     median = {place: statistics.median(each) for place, each in seconds.items()}
     speeds = {}

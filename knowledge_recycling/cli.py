@@ -73,13 +73,25 @@ def new(
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Show the image set as the run would see it, and train nothing."""
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    minutes: Annotated[
+        bool, typer.Option("--minutes", help="Time each part too, and say how long a run takes.")
+    ] = False,
+) -> None:
+    """Show the image set as the run would see it, and keep nothing."""
     from knowledge_recycling.data.inspection import inspect, render
     from knowledge_recycling.data.splits import load_splits
     from knowledge_recycling.recipe import Recipe
 
-    console.print(render(inspect(load_splits(Recipe.load(recipe, overrides or ()).data))))
+    loaded = Recipe.load(recipe, overrides or ())
+    splits = load_splits(loaded.data)
+    console.print(render(inspect(splits)))
+    if minutes:
+        from knowledge_recycling import timing
+
+        console.print(timing.render(*timing.stage_times(loaded, splits)))
 
 
 @app.command()

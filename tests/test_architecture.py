@@ -17,6 +17,7 @@ NAME = ROOT.name
 LAYERS = (
     ("cli",),
     ("study",),
+    ("timing",),
     ("status", "template", "pipeline"),
     ("summary",),
     ("releasing",),

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from torch import nn
 
 from benchmarks.growth import Case, exponent, resized, subset
-from benchmarks.limit import GKD, LABELLING, SAMPLING, TRAINING, flops_of, overhead, pay_back
+from benchmarks.limit import SAMPLING, flops_of, overhead, pay_back
 from benchmarks.mapped import NOISE, write_large
+from benchmarks.teachers import compared
 from knowledge_recycling.data.sources import npz
+from knowledge_recycling.timing import GKD, LABELLING, TEACHING
 
 
 def test_the_exponent_of_a_power_law_is_its_power() -> None:
@@ -72,12 +75,24 @@ def test_operations_are_counted_as_on_paper() -> None:
 
 
 def test_overhead_and_pay_back() -> None:
-    seconds = {TRAINING: 1.0, SAMPLING: 3.0, GKD: 1.5, LABELLING: 0.3}
-    flops = {TRAINING: 3.0, SAMPLING: 5.0, GKD: 4.0, LABELLING: 1.0}
+    seconds = {TEACHING: 1.0, SAMPLING: 3.0, GKD: 1.5, LABELLING: 0.3}
+    flops = {TEACHING: 3.0, SAMPLING: 5.0, GKD: 4.0, LABELLING: 1.0}
     ratios = overhead(seconds, flops)
     assert ratios["GKD over plain training"] == 4.5
     assert ratios["allowed"] == pytest.approx(1.15 * 3)
-    compiled = {f"{TRAINING}, compiled": 0.5, f"{SAMPLING}, compiled": 4.0}
+    compiled = {f"{TEACHING}, compiled": 0.5, f"{SAMPLING}, compiled": 4.0}
     paid = pay_back(seconds | compiled, dict.fromkeys(compiled, 20.0))
-    assert paid[f"{TRAINING}, compiled"] == {"seconds": 20.0, "gain": 1.0, "images": 40.0}
+    assert paid[f"{TEACHING}, compiled"] == {"seconds": 20.0, "gain": 1.0, "images": 40.0}
     assert paid[f"{SAMPLING}, compiled"]["images"] == math.inf
+
+
+def test_gains_of_teachers_are_paired_by_fold() -> None:
+    base = [{"accuracy": 80.0 + i, "AUROC": 90.0, "loss": 0.5 - 0.1 * i} for i in range(3)]
+    gains = [1.0, 2.0, 3.0]
+    better = [
+        each | {"accuracy": each["accuracy"] + gain} for each, gain in zip(base, gains, strict=True)
+    ]
+    *_, default, variant = compared({"defaults": base, "better": better})
+    half = t.ppf(0.975, 2) * np.std(gains, ddof=1) / math.sqrt(3)
+    assert default == "| defaults | 81.00 | 90.00 | 0.400 |  |  |  |"
+    assert f"| 83.00 | 90.00 | 0.400 | +2.00 +- {half:.2f} | +0.00 +- 0.00 |" in variant

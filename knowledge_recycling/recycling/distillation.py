@@ -33,6 +33,7 @@ from knowledge_recycling.recycling.filtering import FilterConfig
 from knowledge_recycling.recycling.synthesis import RegeneratingStream, Source, SynthesisConfig
 from knowledge_recycling.rundir import SCRATCH
 from knowledge_recycling.storage import read_weights
+from knowledge_recycling.training.batches import steps_per_epoch
 from knowledge_recycling.training.classifier import (
     WEIGHTS,
     Fit,
@@ -41,7 +42,7 @@ from knowledge_recycling.training.classifier import (
     fit_classifier,
     hard_targets,
 )
-from knowledge_recycling.training.loop import GiveUp, Record, never
+from knowledge_recycling.training.loop import GiveUp, Record, never, steps_for
 
 
 class StudentConfig(Config):
@@ -68,6 +69,14 @@ class StudentConfig(Config):
     def num_images(self, num_train: int) -> int:
         """Returns the images of one synthetic set beside `num_train` real ones."""
         return max(1, round(self.synthesis.set_size * num_train))
+
+    def num_drawn(self, num_train: int) -> int:
+        """Returns the images drawn for a whole training: those of all synthetic sets."""
+        size, training = self.num_images(num_train), self.training
+        batch_size = min(training.batch_size, size)
+        steps = steps_for(training.images_seen, batch_size)
+        epochs = math.ceil(steps / steps_per_epoch(size, batch_size))
+        return size * num_rounds(epochs, self.synthesis.period)
 
 
 NO_FILTER = -1.0
@@ -203,10 +212,8 @@ def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = nev
     size = config.num_images(lesson.num_train)
     batch_size = min(config.training.batch_size, size)
     training = config.training.model_copy(update={"batch_size": batch_size})
-    rounds = num_rounds(training.images_seen // size, config.synthesis.period)
-    source = accelerated(
-        lesson.source, config.synthesis.evaluations, size * rounds, folder, context
-    )
+    drawn = config.num_drawn(lesson.num_train)
+    source = accelerated(lesson.source, config.synthesis.evaluations, drawn, folder, context)
     stream = RegeneratingStream(
         source,
         size=size,

@@ -44,6 +44,11 @@ def never(records: Sequence[Record]) -> bool:
     return False
 
 
+def steps_for(images_seen: int, batch_size: int) -> int:
+    """Returns the steps of a training of so many images."""
+    return max(1, round(images_seen / batch_size))
+
+
 class Objective(Protocol):
     """What a model minimises; owns its optimisers, so every kind of model shares the loop."""
 
@@ -79,7 +84,7 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """Steps of the whole training."""
-        return max(1, round(self.images_seen / self.batch_size))
+        return steps_for(self.images_seen, self.batch_size)
 
     @property
     def snapshot_steps(self) -> list[int]:
