@@ -3,7 +3,8 @@
     python -m benchmarks.limit recipes/pneumoniamnist.toml --out runs/limit.json
 
 The limit is the best rate of convolutions (3x3, channels-last, several widths and sizes) and of
-matrix products, measured here in the same run, forward only, in fp32 and bf16. Each part then works
+matrix products, measured here in the same run, forward only, in fp32 and, where it is not emulated,
+bf16. Each part then works
 as in a run with the recipe's derived settings: floating-point operations per image are counted by
 torch (2 per multiplication and addition), seconds are medians over rounds in which all parts take
 turns. The share is the achieved rate over the best convolution rate in the precision of the run.
@@ -36,7 +37,7 @@ from torch.utils.flop_counter import flop_registry
 
 from knowledge_recycling import Recipe, pipeline
 from knowledge_recycling.artefacts import Run
-from knowledge_recycling.compute import place
+from knowledge_recycling.compute import has_fast_bf16, place
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.timing import (
     GKD,
@@ -91,9 +92,12 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 def limits(fabric: Fabric) -> dict[str, float]:
-    """Returns the best rates in FLOP/s by kind of work and precision."""
+    """Returns the best rates in FLOP/s by kind of work and precision; bf16 is not emulated."""
     best: dict[str, float] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    precisions = {"fp32": torch.float32}
+    if has_fast_bf16(on_gpu=fabric.device.type != "cpu"):
+        precisions["bf16"] = torch.bfloat16
+    for name, dtype in precisions.items():
         for kind, calls in (("convolution", convolutions), ("matrix", matrices)):
             rates = [
                 flops_of(call) / min(seconds_of(call, clock_of(fabric), LEAST) for _ in range(3))

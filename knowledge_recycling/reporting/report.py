@@ -101,7 +101,9 @@ class View:
     readable_classes: int = plots.READABLE_CLASSES
 
 
-def write_report(run_folder: Path, *, public: bool = False, target: Path | None = None) -> Path:
+def write_report(
+    run_folder: Path | str, *, public: bool = False, target: Path | str | None = None
+) -> Path:
     """Writes the report of a finished run and returns where it is.
 
     Args:
@@ -113,10 +115,11 @@ def write_report(run_folder: Path, *, public: bool = False, target: Path | None 
         RunError: The run has no readable result, a file of a stage is missing or changed, or the
             page cannot be written.
     """
-    page = render("template.html", vars(_view(run_folder, public=public)))
-    target = target or run_folder / ("report-public.html" if public else "report.html")
-    write_text(target, page)
-    return target
+    folder = Path(run_folder)
+    page = render("template.html", vars(_view(folder, public=public)))
+    written = Path(target or folder / ("report-public.html" if public else "report.html"))
+    write_text(written, page)
+    return written
 
 
 def _view(run_folder: Path, *, public: bool) -> View:

@@ -340,14 +340,14 @@ class Result(Part):
         return self
 
 
-def read_result(run_folder: Path) -> Result:
+def read_result(run_folder: Path | str) -> Result:
     """Returns the result of a run.
 
     Raises:
         RunError: The folder or its `result.json` is missing, damaged, of another schema, or made
             from other outputs than those in the folder.
     """
-    path = run_folder / "result.json"
+    path = Path(run_folder) / "result.json"
     try:
         result = parse_result(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
@@ -358,7 +358,7 @@ def read_result(run_folder: Path) -> Result:
         raise _damaged(path, key, first["msg"]) from None
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, "as a whole", error) from None
-    _check_stages(result, run_folder)
+    _check_stages(result, path.parent)
     return result
 
 

@@ -165,7 +165,7 @@ def test_the_public_page_holds_no_real_image(
 def test_the_public_page_names_no_file(make_run: MakeRun, result: Values) -> None:
     result["candidates"][2]["failure"] = "cannot open /home/someone/scans/0007.png"
     run = make_run(small(result) | {"candidates": result["candidates"][2:3]})
-    assert "someone" in write_report(run).read_text()
+    assert "someone" in write_report(str(run)).read_text()
     public = write_report(run, public=True)
     assert public == run / "report-public.html"
     assert "someone" not in public.read_text()

@@ -34,7 +34,7 @@ def test_a_bare_number_is_a_measure_without_an_interval(result: Values) -> None:
 def test_nan_is_not_measured(make_run: MakeRun, result: Values) -> None:
     result["teacher"]["test"]["auroc"] = {"value": float("nan"), "low": float("nan"), "high": 1.0}
     result["gap"]["auroc_ci95"] = [float("nan"), float("inf")]
-    read = read_result(make_run(result))
+    read = read_result(str(make_run(result)))
     assert read.teacher.test.auroc == Measure(value=None, low=None, high=1.0)
     assert read.gap.measure("auroc") == Measure(value=result["gap"]["auroc_pp"])
 
