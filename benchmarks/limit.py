@@ -4,10 +4,10 @@
 
 The limit is the best rate of convolutions (3x3, channels-last, several widths and sizes) and of
 matrix products, measured here in the same run, forward only, in fp32 and, where it is not emulated,
-bf16. Each part then works
-as in a run with the recipe's derived settings: floating-point operations per image are counted by
-torch (2 per multiplication and addition), seconds are medians over rounds in which all parts take
-turns. The share is the achieved rate over the best convolution rate in the precision of the run.
+bf16. Each part then works as in a run with the recipe's derived settings: floating-point operations
+per image are counted by torch (2 per multiplication and addition), seconds are medians over rounds
+in which all parts take turns. The share is the achieved rate over the best convolution rate in the
+precision of the run.
 Runs on a GPU unchanged; there it waits for the device before it reads the clock. With one thread
 on a CPU the clock is that of the process, so that busy neighbours count little.
 
