@@ -67,6 +67,7 @@ def test_a_call_is_timed_by_the_clock_and_the_first_left_out() -> None:
     assert now[0] == 101.0
 
 
+@pytest.mark.slow
 def test_check_says_how_long_a_run_takes(tmp_path: Path) -> None:
     done = kr_command("check", write_recipe(tmp_path), "--minutes", "--set", "compute.threads=1")
     assert done.returncode == 0, done.stderr
