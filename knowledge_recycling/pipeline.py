@@ -306,9 +306,8 @@ def check_before_training(run: Run) -> None:
         "teacher.training.batch_size": run.recipe.teacher.training.batch_size,
         "generator_training.batch_size": run.recipe.generator_training.batch_size,
     }
-    student = run.recipe.student
-    drawn = min(student.training.batch_size, student.num_images(len(run.members)))
-    check_shares(run.context.devices, sizes | {"student.training.batch_size": drawn})
+    student = {"student.training.batch_size": run.recipe.student.batch_size(len(run.members))}
+    check_shares(run.context.devices, sizes | student)
     for key, size in sizes.items():
         if size > len(run.members):
             raise RecipeError(

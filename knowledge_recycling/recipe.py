@@ -55,6 +55,10 @@ class EvaluationConfig(Config):
     grid_images: int = Field(10, ge=1, le=50)
     """Images per class in the sample grids of the report."""
 
+    def num_drawn(self, num_classes: int) -> int:
+        """Returns the synthetic images drawn: enough for the quality and for the grids."""
+        return max(self.quality_images, self.grid_images * num_classes)
+
 
 class Recipe(Config):
     """A whole run."""

@@ -217,7 +217,7 @@ def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     source = student_source(run, teacher)
     # with the real shares of the classes, so that the distances speak of the images alone
     source = replace(source, prior=class_prior(run.members, "real"))
-    size = max(config.quality_images, config.grid_images * run.members.num_classes)
+    size = config.num_drawn(run.members.num_classes)
     path = folder / SCRATCH / "quality.npy"
     draw_set(source, size, path, ("evaluation", "quality"), run.context)
     synthetic = open_set(path, run.members.class_names)

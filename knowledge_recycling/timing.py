@@ -133,15 +133,13 @@ def work_of(run: Run) -> dict[str, Work]:
     def scored(questions: int) -> Work:
         return {part: questions * images for part, images in once.items()}
 
-    evaluation = recipe.evaluation
-    grid = evaluation.grid_images * run.members.num_classes
     return {
         "teacher": {TEACHING: teacher.images_seen, LABELLING: validated(teacher, num_val)},
         "generator": {f"{name}{TRAINING}": generator.images_seen for name in names},
         "candidates": scored(generator.candidates),
         "tuning": scored(max(0, recipe.tuning.trials - 1)),
         "student": learning(recipe.student, names, len(run.members), num_val),
-        "evaluation": drawing(names, max(evaluation.quality_images, grid)),
+        "evaluation": drawing(names, recipe.evaluation.num_drawn(run.members.num_classes)),
     }
 
 

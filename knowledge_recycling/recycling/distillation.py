@@ -70,11 +70,14 @@ class StudentConfig(Config):
         """Returns the images of one synthetic set beside `num_train` real ones."""
         return max(1, round(self.synthesis.set_size * num_train))
 
+    def batch_size(self, num_train: int) -> int:
+        """Returns the images of a step: no more than a synthetic set has."""
+        return min(self.training.batch_size, self.num_images(num_train))
+
     def num_drawn(self, num_train: int) -> int:
         """Returns the images drawn for a whole training: those of all synthetic sets."""
-        size, training = self.num_images(num_train), self.training
-        batch_size = min(training.batch_size, size)
-        steps = steps_for(training.images_seen, batch_size)
+        size, batch_size = self.num_images(num_train), self.batch_size(num_train)
+        steps = steps_for(self.training.images_seen, batch_size)
         epochs = math.ceil(steps / steps_per_epoch(size, batch_size))
         return size * num_rounds(epochs, self.synthesis.period)
 
@@ -210,7 +213,7 @@ def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = nev
     """
     config, val = lesson.config, lesson.val
     size = config.num_images(lesson.num_train)
-    batch_size = min(config.training.batch_size, size)
+    batch_size = config.batch_size(lesson.num_train)
     training = config.training.model_copy(update={"batch_size": batch_size})
     drawn = config.num_drawn(lesson.num_train)
     source = accelerated(lesson.source, config.synthesis.evaluations, drawn, folder, context)
