@@ -52,7 +52,7 @@ from knowledge_recycling.rundir import flattened, output_digest, perform, record
 from knowledge_recycling.storage import read_json, read_weights, write_json
 from knowledge_recycling.timing import Part, generator_parts, seconds_of
 from knowledge_recycling.training.batches import Shuffled
-from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
+from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_loss
 from knowledge_recycling.training.loop import read_records
 from knowledge_recycling.training.validation import predict_logits
 
@@ -222,7 +222,7 @@ def judge(run: Run, images: ImageSet, seed: int, folder: Path) -> None:
     fit = Fit(
         name="student",
         config=training,
-        targets=hard_targets(images.num_classes),
+        loss=hard_loss(),
         batches=Shuffled(images, training.batch_size, seed=seed, name="student", device=device),
         val=run.val,
     )

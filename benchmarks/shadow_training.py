@@ -34,7 +34,7 @@ from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
     ClassifierObjective,
     ClassifierTraining,
-    hard_targets,
+    hard_loss,
 )
 
 STACKED = 8
@@ -73,8 +73,9 @@ def train_alone(job: Job) -> Lap:
         seed=job.number,
         name="t",
     )
-    targets = hard_targets(members.num_classes)
-    objective = ClassifierObjective(classifier, training, targets, num_steps=10_000, fabric=fabric)
+    objective = ClassifierObjective(
+        classifier, training, hard_loss(), num_steps=10_000, fabric=fabric
+    )
     batches = Shuffled(members, training.batch_size, seed=job.number, name="t")
     start = time.time()
     for step in range(job.steps):

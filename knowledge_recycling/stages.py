@@ -53,7 +53,7 @@ from knowledge_recycling.rundir import SCRATCH, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.together import together
 from knowledge_recycling.training.batches import Shuffled, class_weights
-from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_targets
+from knowledge_recycling.training.classifier import WEIGHTS, Fit, fit_classifier, hard_loss
 from knowledge_recycling.training.generator import SaveCandidates, augmented
 from knowledge_recycling.training.loop import METRICS, GiveUp, Plan, never, train
 from knowledge_recycling.training.validation import kept, predict_logits
@@ -69,7 +69,7 @@ def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
     fit = Fit(
         name="teacher",
         config=config,
-        targets=hard_targets(members.num_classes, config.label_smoothing),
+        loss=hard_loss(config.label_smoothing),
         batches=Shuffled(
             members,
             config.batch_size,

@@ -30,14 +30,14 @@ from knowledge_recycling.models.build import build_objective, frozen
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.distillation import StudentConfig, Teacher, soft_targets
+from knowledge_recycling.recycling.distillation import StudentConfig, Teacher, distillation_loss
 from knowledge_recycling.recycling.scoring import cheap
 from knowledge_recycling.recycling.synthesis import CHUNK
 from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
     ClassifierObjective,
     ClassifierTraining,
-    hard_targets,
+    hard_loss,
 )
 from knowledge_recycling.training.loop import Objective
 
@@ -174,14 +174,14 @@ def classifier_parts(run: Run) -> Iterator[Part]:
     plain = ClassifierObjective(
         networks[1],
         training,
-        hard_targets(members.num_classes),
+        hard_loss(),
         num_steps=10**6,
         fabric=fabric,
     )
     gkd = ClassifierObjective(
         networks[2],
         recipe.student.training,
-        soft_targets(teacher, recipe.student, torch.zeros(members.num_classes)),
+        distillation_loss(teacher, recipe.student, torch.zeros(members.num_classes)),
         num_steps=10**6,
         fabric=fabric,
     )

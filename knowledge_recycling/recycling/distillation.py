@@ -37,10 +37,10 @@ from knowledge_recycling.training.batches import steps_per_epoch
 from knowledge_recycling.training.classifier import (
     WEIGHTS,
     Fit,
+    Loss,
     StudentTraining,
-    Targets,
     fit_classifier,
-    hard_targets,
+    hard_loss,
 )
 from knowledge_recycling.training.loop import GiveUp, Record, never, steps_for
 
@@ -161,26 +161,31 @@ class Teacher(nn.Module):
         return logits.float() / self.temperature
 
 
-def soft_targets(teacher: nn.Module, config: StudentConfig, log_odds: Tensor) -> Targets:
-    """Returns targets mixed from the teacher's soft labels and the hard labels.
+def distillation_loss(teacher: nn.Module, config: StudentConfig, log_odds: Tensor) -> Loss:
+    """Returns the loss of a student: cross-entropies to the teacher's soft and to the hard labels.
 
-    (1 - w) softmax((z + c b) / T) + w onehot(y), z the teacher's calibrated logits of the augmented
-    batch, w the hard weight, T the temperature, c the prior correction and b = `log_odds` [K], the
-    logarithm of each class's share in the synthetic set over that in the teacher's (logit
-    adjustment, Menon et al. 2021, arXiv 2007.07314, section 4).
+    (1 - w) CE(softmax((z + c b) / T), s) + w CE(onehot(y), s), s the student's logits of the
+    augmented batch, z the teacher's calibrated ones, w the hard weight, T the temperature, c the
+    prior correction and b = `log_odds` [K], the logarithm of each class's share in the synthetic
+    set over that in the teacher's (logit adjustment, Menon et al. 2021, arXiv 2007.07314, section
+    4).
     """
-    hard = hard_targets(len(log_odds))
+    hard, weight = hard_loss(), config.hard_weight
     moved = config.prior_correction * log_odds
 
-    @torch.no_grad()
-    def targets(images: Tensor, labels: Tensor) -> Tensor:
-        if config.hard_weight == 1.0:
-            return hard(images, labels)
-        logits = teacher(images) + moved.to(images.device)
-        soft = functional.softmax(logits / config.temperature, dim=1)
-        return torch.lerp(soft, hard(images, labels), config.hard_weight)
+    def soft(logits: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            opinion = (teacher(images) + moved.to(images.device)) / config.temperature
+        return functional.cross_entropy(logits, opinion.softmax(dim=1), reduction="none")
 
-    return targets
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        if weight == 0:
+            return soft(logits, images)
+        if weight == 1:
+            return hard(logits, images, labels)
+        return torch.lerp(soft(logits, images), hard(logits, images, labels), weight)
+
+    return loss
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,7 @@ def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = nev
     fit = Fit(
         name=lesson.name,
         config=training,
-        targets=soft_targets(lesson.teacher, config, lesson.log_odds),
+        loss=distillation_loss(lesson.teacher, config, lesson.log_odds),
         batches=stream,
         val=val,
         give_up=give_up,

@@ -1,4 +1,4 @@
-"""Training of classifiers: the teacher on real labels, students on whatever targets they get.
+"""Training of classifiers: the teacher on real labels, students on whatever loss they get.
 
 Shapes: N images, C channels, H rows, W columns, K classes.
 """
@@ -41,8 +41,8 @@ WEIGHTS = "weights.safetensors"
 EARLY = "early.safetensors"
 """Of the snapshot at which a training might have been stopped early (`Fit.early`)."""
 
-Targets = Callable[[Tensor, Tensor], Tensor]
-"""Augmented images [N,C,H,W] and labels [N] to the probabilities [N,K] to be learnt."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Logits [N,K] of augmented images, these images [N,C,H,W] and labels [N] to losses [N]."""
 
 
 class ClassifierTraining(Config):
@@ -111,13 +111,13 @@ class StudentTraining(ClassifierTraining):
 
 
 class ClassifierObjective:
-    """Cross-entropy to the targets of augmented batches, SGD with warm-up and cosine decay."""
+    """Mean loss over augmented batches, SGD with warm-up and cosine decay."""
 
     def __init__(
         self,
         classifier: nn.Module,
         config: ClassifierTraining,
-        targets: Targets,
+        loss: Loss,
         *,
         num_steps: int,
         fabric: Fabric,
@@ -126,7 +126,7 @@ class ClassifierObjective:
         self.classifier = classifier
         self.average = power_average(classifier)
         self.config = config
-        self.targets = targets
+        self.loss = loss
         self.num_steps = num_steps
         self.fabric = fabric
         self.class_weight = class_weight
@@ -143,9 +143,8 @@ class ClassifierObjective:
         images = augment_half(images, self.config.extra_augment, rng)
         images, labels = ranks.shard(images, labels)
         with self.fabric.autocast():
-            targets = self.targets(images, labels)
             logits = self.classifier(images)
-        loss = functional.cross_entropy(logits.float(), targets, reduction="none")  # [N]
+            loss = self.loss(logits.float(), images, labels)  # [N]
         if self.class_weight is not None:
             loss = loss * self.class_weight[labels]
         self._set_learning_rate()
@@ -165,7 +164,7 @@ class ClassifierObjective:
         return self.average.module
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs; a teacher behind the targets is not part of it."""
+        """Returns all that resuming needs; a teacher behind the loss is not part of it."""
         return {
             "classifier": self.classifier.state_dict(),
             "average": self.average.state_dict(),
@@ -190,15 +189,14 @@ def decayed_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any
     ]
 
 
-def hard_targets(num_classes: int, smoothing: float = 0.0) -> Targets:
-    """Returns targets that are the labels themselves, one-hot, smoothed."""
+def hard_loss(smoothing: float = 0.0) -> Loss:
+    """Returns the cross-entropy to the labels themselves, smoothed."""
 
-    def targets(images: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         del images
-        one_hot = functional.one_hot(labels, num_classes).float()
-        return one_hot * (1 - smoothing) + smoothing / num_classes
+        return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
-    return targets
+    return loss
 
 
 class KeepBest:
@@ -238,7 +236,7 @@ class Fit:
     name: str
     """Names the random streams and the progress line."""
     config: ClassifierTraining
-    targets: Targets
+    loss: Loss
     batches: Batches
     val: ImageSet
     """Chooses the snapshot that is kept."""
@@ -271,7 +269,7 @@ def fit_classifier(classifier: nn.Module, fit: Fit, folder: Path, context: Conte
     objective = ClassifierObjective(
         classifier,
         config,
-        fit.targets,
+        fit.loss,
         num_steps=plan.num_steps,
         fabric=fabric,
         class_weight=weight,

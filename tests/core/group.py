@@ -34,7 +34,7 @@ from knowledge_recycling.training.classifier import (
     ClassifierObjective,
     ClassifierTraining,
     StudentTraining,
-    hard_targets,
+    hard_loss,
 )
 from knowledge_recycling.training.loop import Plan, Record, train
 
@@ -95,7 +95,7 @@ def objective(kind: str, fabric: Fabric) -> Any:
     return ClassifierObjective(
         model,
         training,
-        hard_targets(CLASSES),
+        hard_loss(),
         num_steps=STEPS,
         fabric=fabric,
         class_weight=weight,

@@ -32,7 +32,7 @@ from knowledge_recycling.recycling.distillation import (
     Teacher,
     check_choices,
     distil,
-    soft_targets,
+    distillation_loss,
     student_knobs,
     with_knobs,
 )
@@ -170,41 +170,46 @@ def test_hard_labels_alone_never_ask_the_teacher(
     assert teacher.seen == []
 
 
+class Fixed(nn.Module):
+    """Gives the same logits [N,K] to every set of N images."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_targets_mix_soft_and_hard_labels_by_the_formula(weight: float, temperature: float) -> None:
-    logits = torch.randn(5, 3)
+def test_the_loss_mixes_soft_and_hard_labels_by_the_formula(
+    weight: float, temperature: float
+) -> None:
+    given, said = torch.randn(5, 3), torch.randn(5, 3)
     labels = torch.tensor([0, 1, 2, 0, 1])
     calibrated = 1.5
-
-    class Fixed(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return logits
-
     student = config(hard_weight=weight, temperature=temperature)
-    teacher = Teacher(Fixed(), calibrated)
-    targets = soft_targets(teacher, student, torch.randn(3))(torch.zeros(5), labels)
-    powers = torch.exp(logits.double() / (calibrated * temperature))
+    loss = distillation_loss(Teacher(Fixed(given), calibrated), student, torch.randn(3))
+    powers = torch.exp(given.double() / (calibrated * temperature))
     soft = powers / powers.sum(dim=1, keepdim=True)
-    expected = (1 - weight) * soft + weight * torch.eye(3, dtype=torch.float64)[labels]
-    torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=0)
+    targets = (1 - weight) * soft + weight * torch.eye(3, dtype=torch.float64)[labels]
+    expected = -(targets * said.double().log_softmax(dim=1)).sum(dim=1)
+    losses = loss(said, torch.zeros(5), labels)
+    torch.testing.assert_close(losses.double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_prior_correction_is_bayes_rule() -> None:
     likelihood = torch.rand(7, 3, dtype=torch.float64)  # p(image | class)
     real, synthetic = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([1 / 3, 1 / 3, 1 / 3])
-
-    class Bayes(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return (likelihood * real).log().float()
-
     labels, log_odds = torch.zeros(7, dtype=torch.int64), (synthetic / real).log()
+    teacher = Fixed((likelihood * real).log().float())
     for share, prior in ((0.0, real), (1.0, synthetic)):
-        targets = soft_targets(Bayes(), config(prior_correction=share), log_odds)
-        expected = likelihood * prior / (likelihood * prior).sum(dim=1, keepdim=True)
-        torch.testing.assert_close(
-            targets(torch.zeros(7), labels).double(), expected, atol=1e-6, rtol=0
-        )
+        loss = distillation_loss(teacher, config(prior_correction=share), log_odds)
+        said = (likelihood * prior).log().float().requires_grad_()
+        loss(said, torch.zeros(7), labels).sum().backward()
+        assert said.grad is not None
+        torch.testing.assert_close(said.grad, torch.zeros(7, 3), atol=1e-6, rtol=0)
 
 
 def test_knobs_of_the_student_start_from_its_recipe() -> None:

@@ -37,7 +37,7 @@ from knowledge_recycling.training.classifier import (
     StudentTraining,
     TeacherTraining,
     fit_classifier,
-    hard_targets,
+    hard_loss,
 )
 from knowledge_recycling.training.validation import (
     kept,
@@ -70,51 +70,33 @@ class Fixed(nn.Module):
         return self.logits
 
 
-def step_loss(targets: Tensor, weight: Tensor | None, fabric: Fabric) -> tuple[Tensor, Tensor]:
-    """Returns the loss of one step and the logits that it was computed from."""
-    images = torch.randn(6, 1, 8, 8)
-    labels = torch.tensor([0, 1, 2, 0, 0, 1])
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 1.0, 4.0])])
+def test_the_loss_of_a_step_is_the_mean_over_its_images_with_their_class_weights(
+    weight: Tensor | None, fabric: Fabric
+) -> None:
+    images, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 0, 1])
     network = Linear()
     logits = network(images).detach()
     objective = ClassifierObjective(
-        network, CONFIG, lambda *_: targets, num_steps=10, fabric=fabric, class_weight=weight
+        network, CONFIG, hard_loss(), num_steps=10, fabric=fabric, class_weight=weight
     )
-    return objective.step(images, labels, rng(0, "t"))["loss"], logits
-
-
-def test_the_loss_is_the_cross_entropy_to_soft_targets(fabric: Fabric) -> None:
-    targets = torch.rand(6, 3).softmax(dim=1)
-    loss, logits = step_loss(targets, None, fabric)
-    expected = -(targets.double() * logits.double().log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(loss.double(), expected, atol=1e-6, rtol=1e-6)
-    divergence = functional.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
-    entropy = -(targets * targets.log()).sum(dim=1).mean()
-    torch.testing.assert_close(loss, divergence + entropy)
-
-
-def test_class_weights_multiply_the_loss_of_their_images(fabric: Fabric) -> None:
-    labels = torch.tensor([0, 1, 2, 0, 0, 1])
-    weight = torch.tensor([0.5, 1.0, 4.0])
-    targets = functional.one_hot(labels, 3).float()
-    loss, logits = step_loss(targets, weight, fabric)
+    loss = objective.step(images, labels, rng(0, "t"))["loss"]
     losses = functional.cross_entropy(logits, labels, weight=weight, reduction="none")
     torch.testing.assert_close(loss, losses.mean())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_smoothed_targets_give_torchs_smoothed_loss(smoothing: float) -> None:
+def test_smoothing_spreads_a_share_of_each_label_over_all_classes(smoothing: float) -> None:
     logits, labels = torch.randn(9, 4), torch.arange(9) % 4
-    targets = hard_targets(4, smoothing)(torch.zeros(9, 1, 2, 2), labels)
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(9))
-    expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    torch.testing.assert_close(functional.cross_entropy(logits, targets), expected)
+    losses = hard_loss(smoothing)(logits, torch.zeros(9, 1, 2, 2), labels)
+    targets = torch.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+    torch.testing.assert_close(losses, expected)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(fabric: Fabric) -> None:
     steps = 100
-    objective = ClassifierObjective(
-        Linear(), CONFIG, hard_targets(3), num_steps=steps, fabric=fabric
-    )
+    objective = ClassifierObjective(Linear(), CONFIG, hard_loss(), num_steps=steps, fabric=fabric)
     rates = []
     for step in range(steps):
         objective.step(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), rng(0, step))
@@ -129,7 +111,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(fabric: Fabric) -> 
 
 def test_only_matrices_and_kernels_decay(fabric: Fabric) -> None:
     network = resnet.Classifier(resnet.Config(width=8, blocks=1), (1, 8, 8), 2)
-    objective = ClassifierObjective(network, CONFIG, hard_targets(2), num_steps=9, fabric=fabric)
+    objective = ClassifierObjective(network, CONFIG, hard_loss(), num_steps=9, fabric=fabric)
     decayed, plain = objective.optimizer.param_groups
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in plain["params"]} == {1}
@@ -269,7 +251,7 @@ def test_patience_counts_snapshots_since_the_best(
 def fit(train_set: ImageSet, val: ImageSet, **changes: Any) -> Fit:
     config = CONFIG.model_copy(update=changes)
     batches = Shuffled(train_set, 8, seed=0, name="t")
-    return Fit("t", config, hard_targets(2), batches, val)
+    return Fit("t", config, hard_loss(), batches, val)
 
 
 def small_resnet(context: Context) -> nn.Module:

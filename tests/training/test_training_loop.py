@@ -26,7 +26,7 @@ from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
     ClassifierObjective,
     ClassifierTraining,
-    hard_targets,
+    hard_loss,
 )
 from knowledge_recycling.training.loop import Objective, Plan, Record, train
 
@@ -44,7 +44,7 @@ def classifier_objective(fabric: Fabric) -> Objective:
     config = ClassifierTraining(batch_size=8, augment=("shift", "cutout", "hflip"))
     network = resnet.Config(width=8, blocks=1)
     classifier = build_classifier(network, SHAPE, 2, fabric=fabric, seed=0, name="c")
-    return ClassifierObjective(classifier, config, hard_targets(2), num_steps=STEPS, fabric=fabric)
+    return ClassifierObjective(classifier, config, hard_loss(), num_steps=STEPS, fabric=fabric)
 
 
 STEPS = 9
