@@ -56,8 +56,10 @@ class StudentConfig(Config):
     """Its training."""
     synthesis: SynthesisConfig = SynthesisConfig()
     """The images it learns from."""
-    temperature: float = Field(1.0, gt=0)
-    """Softmax temperature of the soft labels, on top of the teacher's calibration."""
+    temperature: float = Field(4.0, gt=0)
+    """Softmax temperature at which student and teacher are compared, on top of the teacher's
+    calibration: 1 is the plain cross-entropy to its soft labels, which hardly tells one sure
+    opinion from another; the higher, the more what it says of unlikely classes counts."""
     hard_weight: float = Field(0.0, ge=0, le=1)
     """Weight of the hard label (the class an image was drawn for) in the target: 0 is GKD,
     1 is training on hard labels alone."""
@@ -86,7 +88,7 @@ NO_FILTER = -1.0
 """Value of the knob `filter_threshold` that keeps every image."""
 
 KNOBS = {
-    "temperature": Knob(1.0, (0.5, 1.0, 2.0), tuned=False),
+    "temperature": Knob(4.0, (1.0, 2.0, 4.0, 8.0), tuned=False),
     "hard_weight": Knob(0.0, (0.0, 0.3, 1.0)),
     "prior_correction": Knob(0.0, (0.0, 1.0)),
     "set_size": Knob(1.0, (0.3, 1.0, 4.0), tuned=False),
@@ -162,21 +164,26 @@ class Teacher(nn.Module):
 
 
 def distillation_loss(teacher: nn.Module, config: StudentConfig, log_odds: Tensor) -> Loss:
-    """Returns the loss of a student: cross-entropies to the teacher's soft and to the hard labels.
+    """Returns the loss of a student: how far it is from the teacher's opinion and the hard labels.
 
-    (1 - w) CE(softmax((z + c b) / T), s) + w CE(onehot(y), s), s the student's logits of the
-    augmented batch, z the teacher's calibrated ones, w the hard weight, T the temperature, c the
-    prior correction and b = `log_odds` [K], the logarithm of each class's share in the synthetic
-    set over that in the teacher's (logit adjustment, Menon et al. 2021, arXiv 2007.07314, section
-    4).
+    (1 - w) T^2 KL(softmax((z + c b) / T), softmax(s / T)) + w CE(onehot(y), softmax(s)), s the
+    student's logits of the augmented batch, z the teacher's calibrated ones, T the temperature
+    (Hinton et al. 2015, arXiv 1503.02531, section 2), w the hard weight, c the prior correction
+    and b = `log_odds` [K], the logarithm of each class's share in the synthetic set over that in
+    the teacher's (logit adjustment, Menon et al. 2021, arXiv 2007.07314, section 4).
     """
     hard, weight = hard_loss(), config.hard_weight
     moved = config.prior_correction * log_odds
 
+    def softened(logits: Tensor) -> Tensor:
+        return functional.log_softmax(logits / config.temperature, dim=1)
+
     def soft(logits: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
-            opinion = (teacher(images) + moved.to(images.device)) / config.temperature
-        return functional.cross_entropy(logits, opinion.softmax(dim=1), reduction="none")
+            opinion = softened(teacher(images) + moved.to(images.device))
+        said = softened(logits)
+        divergence = functional.kl_div(said, opinion, reduction="none", log_target=True).sum(dim=1)
+        return config.temperature**2 * divergence
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         if weight == 0:

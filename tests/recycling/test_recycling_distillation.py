@@ -102,7 +102,7 @@ def test_a_one_hot_teacher_gives_the_student_of_hard_labels_bit_for_bit(
 ) -> None:
     val = make_set(20)
     for name, weight in (("soft", 0.0), ("hard", 1.0)):
-        student = config(hard_weight=weight, training={"augment": augment})
+        student = config(hard_weight=weight, temperature=1.0, training={"augment": augment})
         distil(lesson(student, val, OneHot()), tmp_path / name, context)
     soft, hard = (load_file(tmp_path / name / WEIGHTS) for name in ("soft", "hard"))
     assert soft.keys() == hard.keys()
@@ -191,12 +191,41 @@ def test_the_loss_mixes_soft_and_hard_labels_by_the_formula(
     calibrated = 1.5
     student = config(hard_weight=weight, temperature=temperature)
     loss = distillation_loss(Teacher(Fixed(given), calibrated), student, torch.randn(3))
-    powers = torch.exp(given.double() / (calibrated * temperature))
-    soft = powers / powers.sum(dim=1, keepdim=True)
-    targets = (1 - weight) * soft + weight * torch.eye(3, dtype=torch.float64)[labels]
-    expected = -(targets * said.double().log_softmax(dim=1)).sum(dim=1)
+    soft = softmax_by_hand(given / (calibrated * temperature))
+    divergence = (soft * (soft / softmax_by_hand(said / temperature)).log()).sum(dim=1)
+    hard = -softmax_by_hand(said)[range(5), labels].log()
+    expected = (1 - weight) * temperature**2 * divergence + weight * hard
     losses = loss(said, torch.zeros(5), labels)
-    torch.testing.assert_close(losses.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(losses.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def softmax_by_hand(logits: Tensor) -> Tensor:
+    """Returns probabilities in float64."""
+    powers = torch.exp(logits.double())
+    return powers / powers.sum(dim=1, keepdim=True)
+
+
+def gradient(student: StudentConfig, given: Tensor, said: Tensor) -> Tensor:
+    """Returns that of the loss by a student's logits [N,K], its teacher's being `given`."""
+    said = said.double().requires_grad_()
+    loss = distillation_loss(Fixed(given.double()), student, torch.zeros(given.shape[1]))
+    loss(said, torch.zeros(len(given)), torch.zeros(len(given), dtype=torch.int64)).sum().backward()
+    assert said.grad is not None
+    return said.grad
+
+
+def test_at_temperature_1_a_step_is_that_of_the_cross_entropy_to_the_soft_labels() -> None:
+    given, said = torch.randn(5, 3), torch.randn(5, 3)
+    expected = softmax_by_hand(said) - softmax_by_hand(given)
+    torch.testing.assert_close(gradient(config(temperature=1.0), given, said), expected)
+
+
+def test_at_a_high_temperature_a_step_brings_logits_together() -> None:
+    given, said = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    apart = said - given
+    expected = (apart - apart.mean(dim=1, keepdim=True)) / 3  # Hinton et al. 2015, equation 4
+    got = gradient(config(temperature=1e4), given, said)
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_prior_correction_is_bayes_rule() -> None:
@@ -217,10 +246,10 @@ def test_knobs_of_the_student_start_from_its_recipe() -> None:
     assert {name: knob.default for name, knob in KNOBS.items()} == {
         name: knob.default for name, knob in student_knobs(usual).items()
     }
-    own = student_knobs(StudentConfig(hard_weight=1.0, temperature=4.0))
-    assert (own["hard_weight"].default, own["temperature"].default) == (1.0, 4.0)
+    own = student_knobs(StudentConfig(hard_weight=1.0, temperature=2.0))
+    assert (own["hard_weight"].default, own["temperature"].default) == (1.0, 2.0)
     turned = with_knobs(StudentConfig(), {"hard_weight": 0.3, "latent_std": 1.2})
-    assert (turned.hard_weight, turned.temperature) == (0.3, 1.0)
+    assert (turned.hard_weight, turned.temperature) == (0.3, StudentConfig().temperature)
 
 
 @pytest.mark.parametrize("name", KNOBS)
