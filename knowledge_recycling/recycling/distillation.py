@@ -61,7 +61,7 @@ class StudentConfig(Config):
     calibration: 1 is the plain cross-entropy to its soft labels, which hardly tells one sure
     opinion from another; the higher, the more what it says of unlikely classes counts."""
     hard_weight: float = Field(0.0, ge=0, le=1)
-    """Weight of the hard label (the class an image was drawn for) in the target: 0 is GKD,
+    """Weight of the hard label (the class an image was drawn for) in the loss: 0 is GKD,
     1 is training on hard labels alone."""
     prior_correction: float = Field(0.0, ge=0, le=1)
     """How far the soft labels are moved from the teacher's shares of the classes to those of the
@@ -178,19 +178,15 @@ def distillation_loss(teacher: nn.Module, config: StudentConfig, log_odds: Tenso
     def softened(logits: Tensor) -> Tensor:
         return functional.log_softmax(logits / config.temperature, dim=1)
 
-    def soft(logits: Tensor, images: Tensor) -> Tensor:
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        if weight == 1:  # the teacher is not asked
+            return hard(logits, images, labels)
         with torch.no_grad():
             opinion = softened(teacher(images) + moved.to(images.device))
         said = softened(logits)
         divergence = functional.kl_div(said, opinion, reduction="none", log_target=True).sum(dim=1)
-        return config.temperature**2 * divergence
-
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        if weight == 0:
-            return soft(logits, images)
-        if weight == 1:
-            return hard(logits, images, labels)
-        return torch.lerp(soft(logits, images), hard(logits, images, labels), weight)
+        soft = config.temperature**2 * divergence
+        return torch.lerp(soft, hard(logits, images, labels), weight)
 
     return loss
 
