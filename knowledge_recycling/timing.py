@@ -2,7 +2,8 @@
 
 A part's speed hardly depends on how far its training is, so seconds per image times images is the
 time of a stage. Not counted: choosing's full students, which hang on what cheap ones find, images
-drawn again by a filter, the distillation of a sampler, and seconds that no training takes.
+drawn again by a filter, the distillation of a sampler, an audit's DP-SGD teachers, and seconds that
+no training takes.
 """
 
 from __future__ import annotations
@@ -27,12 +28,19 @@ from knowledge_recycling import pipeline
 from knowledge_recycling.artefacts import Run, generator_name, new_classifier, new_generator
 from knowledge_recycling.data.images import Splits
 from knowledge_recycling.models.build import build_objective, frozen
+from knowledge_recycling.privacy.canaries import KINDS
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.distillation import StudentConfig, Teacher, distillation_loss
+from knowledge_recycling.recycling.distillation import (
+    StudentConfig,
+    Teacher,
+    distillation_loss,
+    with_knobs,
+)
 from knowledge_recycling.recycling.scoring import cheap
 from knowledge_recycling.recycling.synthesis import CHUNK
+from knowledge_recycling.shadows import shortened
 from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
     ClassifierObjective,
@@ -47,10 +55,9 @@ GKD = "student training with labelling (GKD)"
 TRAINING, SAMPLING = " training", " sampling"
 """Ends of the names of a generator's parts."""
 
-NOT_COUNTED = (
-    "A setting that cheap students prefer to a default costs up to one more student; an audit is "
-    "not counted."
-)
+NOT_COUNTED = "A setting that cheap students prefer to a default costs up to one more student."
+NO_AUDIT = "Without an audit; with one: --set audit.shadows=16"
+AUDIT = "The audit is one process's: workers on other cores or machines share its shadows."
 
 Work = Mapping[str, int]
 """Images by part."""
@@ -117,18 +124,60 @@ def render(times: Sequence[StageTime], run: Run) -> RenderableType:
         table.add_row(each.name, *counts, f"{each.seconds / 60:.1f}")
     table.add_section()
     table.add_row("all", "", "", f"{sum(each.seconds for each in times) / 60:.1f}")
-    return Group(table, Text(NOT_COUNTED))
+    audit = AUDIT if run.recipe.audit.shadows else NO_AUDIT
+    return Group(table, Text(f"{NOT_COUNTED}\n{audit}"))
 
 
 def work_of(run: Run) -> dict[str, Work]:
     """Returns the images by part of each stage; of tuning those of trials never given up."""
-    recipe, num_val = run.recipe, len(run.val)
     names = [generator_name(each) for each in run.each_generator]
+    works = training_work(run.recipe, names, len(run.members), len(run.val))
+    drawn = run.recipe.evaluation.num_drawn(run.members.num_classes)
+    works["evaluation"] = drawing(names, drawn)
+    shadows = run.recipe.audit.shadows
+    if shadows:
+        works["audit"] = {part: shadows * n for part, n in shadow_work(run, names).items()}
+    return works
+
+
+def shadow_work(run: Run, names: Sequence[str]) -> Work:
+    """Returns the images by part of one shadow of the audit: a run on half of the pool."""
+    audit, num_val, num_members = run.recipe.audit, len(run.val), len(run.members)
+    num_pool = num_members + len(KINDS) * (audit.canaries or 0)
+    half = num_pool // 2
+    recipe = shortened(run.recipe, num_members, half)
+    works = training_work(recipe, names, half, num_val)
+    yardsticks = audit.yardsticks
+    each = [works["teacher"]]
+    targets = 1 + bool(yardsticks.early_stop) + len(yardsticks.dp.epsilons)
+    if audit.mode == "pipeline":
+        chosen = ("candidates", "tuning") if audit.selection == "repeated" else ()
+        each += [works[name] for name in ("generator", *chosen, "student")]
+        sizes = (*yardsticks.soft_set_sizes, *yardsticks.hard_set_sizes)
+        fixed = [with_knobs(recipe.student, {"set_size": size, "period": 0}) for size in sizes]
+        each += [learning(student, names, half, num_val) for student in fixed]
+        each += [drawing(names, half)]  # the set that is attacked
+        targets += 1 + len(sizes)
+    queries = {LABELLING: targets * audit.queries * (num_pool + num_val)}
+    return added(*each, queries)
+
+
+def added(*works: Work) -> Work:
+    """Returns the images by part of several pieces of work together."""
+    total: Counter[str] = Counter()
+    for each in works:
+        total.update(each)
+    return total
+
+
+def training_work(
+    recipe: Recipe, names: Sequence[str], num_train: int, num_val: int
+) -> dict[str, Work]:
+    """Returns the images by part of each stage that trains, with generators of these names."""
     teacher, generator = recipe.teacher.training, recipe.generator_training
     cheap_student = cheap(recipe.student, recipe.selection, {})
-    once: Counter[str] = Counter()  # a question to each generator
-    for name in names:
-        once.update(learning(cheap_student, [name], len(run.members), num_val))
+    asked = (learning(cheap_student, [name], num_train, num_val) for name in names)
+    once = added(*asked)  # a question to each generator
 
     def scored(questions: int) -> Work:
         return {part: questions * images for part, images in once.items()}
@@ -138,8 +187,7 @@ def work_of(run: Run) -> dict[str, Work]:
         "generator": {f"{name}{TRAINING}": generator.images_seen for name in names},
         "candidates": scored(generator.candidates),
         "tuning": scored(max(0, recipe.tuning.trials - 1)),
-        "student": learning(recipe.student, names, len(run.members), num_val),
-        "evaluation": drawing(names, recipe.evaluation.num_drawn(run.members.num_classes)),
+        "student": learning(recipe.student, names, num_train, num_val),
     }
 
 

@@ -11,9 +11,11 @@ import pytest
 from test_end_to_end import kr_command, write_recipe
 
 import knowledge_recycling as kr
-from knowledge_recycling import timing
+from knowledge_recycling import pipeline, timing
+from knowledge_recycling.auditing import pool_of
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.progress import Advance, SilentReporter
+from knowledge_recycling.shadows import Order, fulfil
 
 WHOLE = ["selection.finalists=1", "tuning.trials=3", "tuning.knobs=['latent_std', 'hard_weight']"]
 TWO = ["further_generators.other.kind=flow", "further_generators.other.width=16"]
@@ -55,6 +57,24 @@ def test_the_images_counted_are_those_of_a_real_run(tmp_path: Path, settings: li
         assert stage.drawn == listener.drawn[name], name
         assert stage.seconds == 0.5 * sum(work.values())
     assert listener.learnt["teacher"] == 1600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pipeline", "classifier"])
+def test_the_images_counted_for_an_audit_are_those_of_its_shadows(
+    tmp_path: Path, mode: str
+) -> None:
+    settings = [*WHOLE, "audit.shadows=8", f"audit.mode={mode}", "audit.selection=repeated"]
+    recipe = kr.Recipe.load(write_recipe(tmp_path), [*settings, "audit.yardsticks.dp.epsilons=[]"])
+    listener = Listener()
+    run = pipeline.prepare(recipe, load_splits(recipe.data), tmp_path / "run", listener)
+    planted, members = pool_of(run)
+    order = Order(run, planted.pool, members[0], 0, tmp_path / "shadow")
+    assert fulfil(order).failure is None
+    work = timing.work_of(run)["audit"]
+    stage = timing.time_of("audit", work, dict.fromkeys(work, 0.5))
+    assert stage.learnt == 8 * sum(listener.learnt.values())
+    assert stage.drawn == 8 * sum(listener.drawn.values())
 
 
 def test_a_call_is_timed_by_the_clock_and_the_first_left_out() -> None:
