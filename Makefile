@@ -7,16 +7,19 @@ STAMP := $(VENV)/.installed-
 
 LOWEST := .venv-lowest
 
+# Tests use a thread each, so they go to a process per core; those of a file share what it sets up.
+SHARED_OUT := -n auto --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test test-slow test-cluster check lowest dist lint types clean
 
 demo: $(STAMP)run  ## The whole pipeline on scikit-learn's digits, in a few minutes.
 	$(BIN)/kr run recipes/digits.toml --out runs/digits
 
 test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in all.
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(SHARED_OUT)
 
 test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
-	$(BIN)/pytest -q -m "slow and not cluster"
+	$(BIN)/pytest -q -m "slow and not cluster" $(SHARED_OUT)
 
 test-cluster: $(STAMP)slow  ## Parts on real clusters of Ray and Dask, on this machine.
 	$(BIN)/pytest -q -m cluster
