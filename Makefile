@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed-
 
 LOWEST := .venv-lowest
 
-# Tests use a thread each, so they go to a process per core; those of a file share what it sets up.
+# Quick tests use a thread each, so they go to a process per core; those of a file share what it
+# sets up. Slow ones start processes of their own.
 SHARED_OUT := -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow test-cluster check lowest dist lint types clean
@@ -19,7 +20,7 @@ test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in 
 	$(BIN)/pytest -q $(SHARED_OUT)
 
 test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
-	$(BIN)/pytest -q -m "slow and not cluster" $(SHARED_OUT)
+	$(BIN)/pytest -q -m "slow and not cluster"
 
 test-cluster: $(STAMP)slow  ## Parts on real clusters of Ray and Dask, on this machine.
 	$(BIN)/pytest -q -m cluster
