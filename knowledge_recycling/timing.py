@@ -26,9 +26,9 @@ from torch import Tensor
 
 from knowledge_recycling import pipeline
 from knowledge_recycling.artefacts import Run, generator_name, new_classifier, new_generator
+from knowledge_recycling.auditing import pool_of
 from knowledge_recycling.data.images import Splits
 from knowledge_recycling.models.build import build_objective, frozen
-from knowledge_recycling.privacy.canaries import KINDS
 from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.recipe import Recipe
@@ -40,7 +40,7 @@ from knowledge_recycling.recycling.distillation import (
 )
 from knowledge_recycling.recycling.scoring import cheap
 from knowledge_recycling.recycling.synthesis import CHUNK
-from knowledge_recycling.shadows import shortened
+from knowledge_recycling.shadows import shadow_run
 from knowledge_recycling.training.batches import Shuffled
 from knowledge_recycling.training.classifier import (
     ClassifierObjective,
@@ -56,7 +56,7 @@ TRAINING, SAMPLING = " training", " sampling"
 """Ends of the names of a generator's parts."""
 
 NOT_COUNTED = "A setting that cheap students prefer to a default costs up to one more student."
-NO_AUDIT = "Without an audit; with one: --set audit.shadows=16"
+NO_AUDIT = f"Without an audit; with one: --set audit.shadows={pipeline.DEFAULT_SHADOWS}"
 AUDIT = "The audit is one process's: workers on other cores or machines share its shadows."
 
 Work = Mapping[str, int]
@@ -130,36 +130,40 @@ def render(times: Sequence[StageTime], run: Run) -> RenderableType:
 
 def work_of(run: Run) -> dict[str, Work]:
     """Returns the images by part of each stage; of tuning those of trials never given up."""
-    names = [generator_name(each) for each in run.each_generator]
-    works = training_work(run.recipe, names, len(run.members), len(run.val))
+    works = training_work(run)
     drawn = run.recipe.evaluation.num_drawn(run.members.num_classes)
-    works["evaluation"] = drawing(names, drawn)
+    works["evaluation"] = drawing(names_of(run), drawn)
     shadows = run.recipe.audit.shadows
     if shadows:
-        works["audit"] = {part: shadows * n for part, n in shadow_work(run, names).items()}
+        works["audit"] = {part: shadows * n for part, n in shadow_work(run).items()}
     return works
 
 
-def shadow_work(run: Run, names: Sequence[str]) -> Work:
-    """Returns the images by part of one shadow of the audit: a run on half of the pool."""
-    audit, num_val, num_members = run.recipe.audit, len(run.val), len(run.members)
-    num_pool = num_members + len(KINDS) * (audit.canaries or 0)
-    half = num_pool // 2
-    recipe = shortened(run.recipe, num_members, half)
-    works = training_work(recipe, names, half, num_val)
-    yardsticks = audit.yardsticks
+def shadow_work(run: Run) -> Work:
+    """Returns the images by part of one shadow of the audit."""
+    planted, members = pool_of(run)
+    half = planted.pool.subset(members[0].nonzero()[0])
+    shadow = shadow_run(run, half, 0, run.folder)
+    works, names, num_val = training_work(shadow), names_of(shadow), len(shadow.val)
+    audit, yardsticks = shadow.recipe.audit, shadow.recipe.audit.yardsticks
     each = [works["teacher"]]
     targets = 1 + bool(yardsticks.early_stop) + len(yardsticks.dp.epsilons)
     if audit.mode == "pipeline":
         chosen = ("candidates", "tuning") if audit.selection == "repeated" else ()
         each += [works[name] for name in ("generator", *chosen, "student")]
-        sizes = (*yardsticks.soft_set_sizes, *yardsticks.hard_set_sizes)
-        fixed = [with_knobs(recipe.student, {"set_size": size, "period": 0}) for size in sizes]
-        each += [learning(student, names, half, num_val) for student in fixed]
-        each += [drawing(names, half)]  # the set that is attacked
-        targets += 1 + len(sizes)
-    queries = {LABELLING: targets * audit.queries * (num_pool + num_val)}
+        for size in (*yardsticks.soft_set_sizes, *yardsticks.hard_set_sizes):
+            student = with_knobs(shadow.recipe.student, {"set_size": size, "period": 0})
+            each.append(learning(student, names, len(half), num_val))
+            targets += 1
+        each.append(drawing(names, len(half)))  # the set that is attacked
+        targets += 1
+    queries = {LABELLING: targets * audit.queries * (len(planted.pool) + num_val)}
     return added(*each, queries)
+
+
+def names_of(run: Run) -> list[str]:
+    """Returns the names of the run's generators."""
+    return [generator_name(each) for each in run.each_generator]
 
 
 def added(*works: Work) -> Work:
@@ -170,10 +174,9 @@ def added(*works: Work) -> Work:
     return total
 
 
-def training_work(
-    recipe: Recipe, names: Sequence[str], num_train: int, num_val: int
-) -> dict[str, Work]:
-    """Returns the images by part of each stage that trains, with generators of these names."""
+def training_work(run: Run) -> dict[str, Work]:
+    """Returns the images by part of each stage that trains."""
+    recipe, names, num_train, num_val = run.recipe, names_of(run), len(run.members), len(run.val)
     teacher, generator = recipe.teacher.training, recipe.generator_training
     cheap_student = cheap(recipe.student, recipe.selection, {})
     asked = (learning(cheap_student, [name], num_train, num_val) for name in names)
