@@ -7,17 +7,15 @@ STAMP := $(VENV)/.installed-
 
 LOWEST := .venv-lowest
 
-# Quick tests use a thread each, so they go to a process per core; those of a file share what it
-# sets up. Slow ones start processes of their own.
-SHARED_OUT := -n auto --maxprocesses 8 --dist loadfile
-
 .PHONY: demo test test-slow test-cluster check lowest dist lint types clean
 
 demo: $(STAMP)run  ## The whole pipeline on scikit-learn's digits, in a few minutes.
 	$(BIN)/kr run recipes/digits.toml --out runs/digits
 
+# Quick tests use a thread each, so they go to a process per core; those of a file share what it
+# sets up. Slow ones start processes of their own.
 test: $(STAMP)dev lint types  ## Lint, types and the tests that take minutes in all.
-	$(BIN)/pytest -q $(SHARED_OUT)
+	$(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP)slow  ## The tests that take longer; those of the page need Chromium.
 	$(BIN)/pytest -q -m "slow and not cluster"
