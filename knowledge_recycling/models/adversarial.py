@@ -16,23 +16,13 @@ from torch import Tensor, nn
 from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import Facts
-from knowledge_recycling.models.averaging import power_average
+from knowledge_recycling.models.averaging import AveragingObjective
 from knowledge_recycling.models.knobs import Knobs
 from knowledge_recycling.models.latents import latents
 
 FEW_IMAGES = 5000
 """Up to here differentiable augmentation is on by default: a tenth of CIFAR-10, where Zhao et al.
 (2020, arXiv 2006.10738, section 4.2) find that it matters most; on all of it, it gains little."""
-
-
-STATEFUL = (
-    "generator",
-    "discriminator",
-    "average",
-    "generator_optimizer",
-    "discriminator_optimizer",
-)
-"""Parts of an objective whose states a resumed training needs."""
 
 
 class LatentGenerator(nn.Module):
@@ -77,8 +67,10 @@ def derived_augmentations(facts: Facts) -> dict[str, Any]:
     return {"augment": ("shift", "cutout", "intensity") if small else ()}
 
 
-class AdversarialObjective:
+class AdversarialObjective(AveragingObjective):
     """Base of objectives: two networks that take turns, and the weight average of the generator."""
+
+    STATEFUL = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
 
     def __init__(
         self,
@@ -88,13 +80,12 @@ class AdversarialObjective:
         optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
         discriminator_steps: int = 1,
     ) -> None:
+        super().__init__(generator)
         self.generator = generator
         self.discriminator = discriminator
-        self.average = power_average(generator)
         self.fabric = fabric
         self.generator_optimizer, self.discriminator_optimizer = optimizers
         self.discriminator_steps = discriminator_steps
-        self.steps = 0
 
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes a step of the discriminator on images [N,C,H,W] in [-1, 1] and labels [N].
@@ -124,21 +115,6 @@ class AdversarialObjective:
     def generator_loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Returns what the generator minimises."""
         raise NotImplementedError
-
-    def averaged(self) -> nn.Module:
-        """Returns the generator with averaged weights: what a candidate saves."""
-        return self.average.module
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs."""
-        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return parts | {"steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
-        self.steps = state["steps"]
 
 
 @contextmanager

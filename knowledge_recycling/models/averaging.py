@@ -1,6 +1,8 @@
-"""Weight averages whose width grows with the length of training."""
+"""Weight averages whose width grows with the length of training, and what learns with one."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,3 +31,29 @@ def _average(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) ->
         return
     kept = (1.0 - 1.0 / (float(num_averaged) + 1.0)) ** (EXPONENT + 1.0)
     torch._foreach_lerp_(averaged, current, 1.0 - kept)
+
+
+class AveragingObjective:
+    """Base of objectives: the weight average of what learns, and all that resuming needs."""
+
+    STATEFUL: ClassVar[tuple[str, ...]]
+    """Attributes whose states a resumed training needs beside the average's: models, optimisers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.average = power_average(model)
+        self.steps = 0
+
+    def averaged(self) -> nn.Module:
+        """Returns the model with averaged weights: what a snapshot or a candidate saves."""
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that resuming needs."""
+        parts = {name: getattr(self, name).state_dict() for name in (*self.STATEFUL, "average")}
+        return parts | {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for name in (*self.STATEFUL, "average"):
+            getattr(self, name).load_state_dict(state[name])
+        self.steps = state["steps"]

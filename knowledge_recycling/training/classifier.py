@@ -27,7 +27,7 @@ from knowledge_recycling.context import Context
 from knowledge_recycling.data.augment import AugmentationName, augment, augment_half
 from knowledge_recycling.data.images import ImageSet
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.models.averaging import power_average
+from knowledge_recycling.models.averaging import AveragingObjective
 from knowledge_recycling.storage import write_weights
 from knowledge_recycling.training.batches import (
     Balance,
@@ -110,8 +110,13 @@ class StudentTraining(ClassifierTraining):
         return 2 * short_length(num_images)
 
 
-class ClassifierObjective:
-    """Mean loss over augmented batches, SGD with warm-up and cosine decay."""
+class ClassifierObjective(AveragingObjective):
+    """Mean loss over augmented batches, SGD with warm-up and cosine decay.
+
+    A teacher behind the loss is no part of its state.
+    """
+
+    STATEFUL = ("classifier", "optimizer")
 
     def __init__(
         self,
@@ -123,14 +128,13 @@ class ClassifierObjective:
         fabric: Fabric,
         class_weight: Tensor | None = None,
     ) -> None:
+        super().__init__(classifier)
         self.classifier = classifier
-        self.average = power_average(classifier)
         self.config = config
         self.loss = loss
         self.num_steps = num_steps
         self.fabric = fabric
         self.class_weight = class_weight
-        self.steps = 0
         self.peak = config.learning_rate * config.batch_size / 128
         self.optimizer = torch.optim.SGD(
             decayed_groups(classifier, config.weight_decay), self.peak, momentum=0.9, nesterov=True
@@ -158,26 +162,6 @@ class ClassifierObjective:
         warm = min(1.0, (share + 1 / self.num_steps) / 0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-
-    def averaged(self) -> nn.Module:
-        """Returns the classifier with averaged weights."""
-        return self.average.module
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs; a teacher behind the loss is not part of it."""
-        return {
-            "classifier": self.classifier.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.classifier.load_state_dict(state["classifier"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
 
 
 def decayed_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from knowledge_recycling import ranks
 from knowledge_recycling.compute import descend
 from knowledge_recycling.config import DERIVED, Facts, PluginConfig
-from knowledge_recycling.models.averaging import power_average
+from knowledge_recycling.models.averaging import AveragingObjective
 from knowledge_recycling.models.knobs import Knob, Knobs
 from knowledge_recycling.models.latents import seeded_noise
 from knowledge_recycling.models.unet import UNet
@@ -201,37 +201,18 @@ def stops(times: Sequence[float], count: int) -> list[float]:
     return min(paths, key=lambda path: max(a - b for a, b in itertools.pairwise(path)))
 
 
-class Learner:
+class Learner(AveragingObjective):
     """A generator that learns, its optimiser and its weight average."""
 
+    STATEFUL = ("generator", "optimizer")
+
     def __init__(self, generator: Generator, learning_rate: float, fabric: Fabric) -> None:
+        super().__init__(generator)
         self.generator = generator
-        self.average = power_average(generator)
         self.optimizer = torch.optim.Adam(
             generator.parameters(), lr=learning_rate, betas=(0.9, 0.99)
         )
         self.fabric = fabric
-        self.steps = 0
-
-    def averaged(self) -> nn.Module:
-        """Returns the generator with averaged weights."""
-        return self.average.module
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that resuming needs."""
-        return {
-            "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
 
     def descend(self, loss: Tensor, learning_rate: float) -> dict[str, Tensor]:
         """Takes one step down the gradient of `loss`; returns the loss."""
