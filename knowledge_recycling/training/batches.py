@@ -78,6 +78,16 @@ def short_length(num_images: int) -> int:
     return round(3000 * math.sqrt(num_images))
 
 
+def student_length(num_images: int) -> int:
+    """Returns the images that a student's training sees: 6,000 N^(1/2), or 50,000 N^(1/4).
+
+    The latter beside few real images (under 4,823): synthetic ones come all along, and coming near
+    a teacher takes its thousands of steps however few images that has seen.
+    """
+    root = math.sqrt(num_images)
+    return round(max(6000 * root, 50_000 * math.sqrt(root)))
+
+
 def long_length(num_images: int) -> int:
     """Returns the images that the training of a generator sees: 4,000 N^(1/2), or 20,000 N^(1/4).
 

@@ -33,6 +33,7 @@ from knowledge_recycling.training.batches import (
     Balance,
     derived_batch_size,
     short_length,
+    student_length,
 )
 from knowledge_recycling.training.loop import Batches, GiveUp, Plan, Record, never, train
 from knowledge_recycling.training.validation import is_usable, kept, out_of_patience, validate
@@ -100,14 +101,15 @@ class StudentTraining(ClassifierTraining):
     """
 
     images_seen: PositiveInt = DERIVED
-    """Length of training; unset: 6000 times the square root of the number of real images."""
+    """Length of training; unset: 6000 times the square root of the number of real images, or
+    50,000 times its fourth root where that is more."""
     extra_augment: tuple[AugmentationName, ...] = ("intensity", "rotate", "noise")
     """Augmentations that half of the images get on top."""
 
     @staticmethod
     def length(num_images: int) -> int:
-        """Returns the derived length for a number of real images: twice a teacher's."""
-        return 2 * short_length(num_images)
+        """Returns the derived length for a number of real images: twice a teacher's or more."""
+        return student_length(num_images)
 
 
 class ClassifierObjective(AveragingObjective):
