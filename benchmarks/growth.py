@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 from benchmarks.limit import print_table
 from benchmarks.seeds import run_command
 from knowledge_recycling.rundir import DONE
-from knowledge_recycling.training.batches import long_length
+from knowledge_recycling.training.batches import generator_length
 
 STAGES = ("teacher", "generator", "candidates", "tuning", "student", "evaluation")
 COLUMNS = ("teacher", "generator", "candidates", "tuning and student", "evaluation")
@@ -90,7 +90,7 @@ def measure(case: Case, source: Path, share: float, threads: int, out: Path) -> 
         subset(source, case, images)
         recipe = out / f"{case.name}.toml"
         recipe.write_text(f'[data]\nkind = "npz"\npath = "{images.name}"\n', encoding="utf-8")
-        length = round(share * long_length(case.images))
+        length = round(share * generator_length(case.images))
         settings = [
             f"teacher.training.images_seen={length}",
             f"generator_training.images_seen={length}",

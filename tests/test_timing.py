@@ -89,14 +89,13 @@ def test_a_call_is_timed_by_the_clock_and_the_first_left_out() -> None:
 
 @pytest.mark.slow
 def test_check_says_how_long_a_run_takes(tmp_path: Path) -> None:
-    long = ["--set", "teacher.training.images_seen=2_000_000"]  # minutes have one decimal
+    long = ["--set", "student.training.images_seen=2_000_000"]  # minutes have one decimal
     recipe = write_recipe(tmp_path)
     done = kr_command("check", recipe, "--minutes", "--set", "compute.threads=1", *long)
     assert done.returncode == 0, done.stderr
     assert "with 1 thread, 32-true" in done.stdout
     rows = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
     table = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
-    assert table["teacher"][0] == "2,000,000"
+    assert table["teacher"][0] == "1,600"
     minutes = {name: float(table[name][-1]) for name in ("teacher", "generator", "student", "all")}
-    assert minutes["all"] >= minutes["teacher"] > 0
-    assert minutes["teacher"] >= max(minutes["generator"], minutes["student"])
+    assert minutes["all"] >= max(minutes.values()) > 0

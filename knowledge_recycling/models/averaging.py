@@ -49,11 +49,14 @@ class AveragingObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that resuming needs."""
-        parts = {name: getattr(self, name).state_dict() for name in (*self.STATEFUL, "average")}
-        return parts | {"steps": self.steps}
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        return states | {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        for name in (*self.STATEFUL, "average"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.steps = state["steps"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*self.STATEFUL, "average")}

@@ -70,8 +70,8 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return max(1, size // batch_size)
 
 
-def short_length(num_images: int) -> int:
-    """Returns the images that the training of a classifier sees: 3000 N^(1/2), repeated ones too.
+def teacher_length(num_images: int) -> int:
+    """Returns the images that a teacher's training sees: 3,000 N^(1/2), repeated ones too.
 
     The smaller the set, the sooner it has taught all it can.
     """
@@ -84,17 +84,20 @@ def student_length(num_images: int) -> int:
     The latter beside few real images (under 4,823): synthetic ones come all along, and coming near
     a teacher takes its thousands of steps however few images that has seen.
     """
-    root = math.sqrt(num_images)
-    return round(max(6000 * root, 50_000 * math.sqrt(root)))
+    return _never_short(num_images, by_square_root=6000, by_fourth_root=50_000)
 
 
-def long_length(num_images: int) -> int:
+def generator_length(num_images: int) -> int:
     """Returns the images that the training of a generator sees: 4,000 N^(1/2), or 20,000 N^(1/4).
 
     The latter of few images (under 625): it needs its thousands of steps however small the set.
     """
+    return _never_short(num_images, by_square_root=4000, by_fourth_root=20_000)
+
+
+def _never_short(num_images: int, *, by_square_root: int, by_fourth_root: int) -> int:
     root = math.sqrt(num_images)
-    return round(max(4000 * root, 20_000 * math.sqrt(root)))
+    return round(max(by_square_root * root, by_fourth_root * math.sqrt(root)))
 
 
 def derived_batch_size(num_images: int, *, largest: int) -> int:

@@ -32,8 +32,8 @@ from knowledge_recycling.storage import write_weights
 from knowledge_recycling.training.batches import (
     Balance,
     derived_batch_size,
-    short_length,
     student_length,
+    teacher_length,
 )
 from knowledge_recycling.training.loop import Batches, GiveUp, Plan, Record, never, train
 from knowledge_recycling.training.validation import is_usable, kept, out_of_patience, validate
@@ -70,7 +70,7 @@ class ClassifierTraining(Config):
     @staticmethod
     def length(num_images: int) -> int:
         """Returns the derived length for a number of real images."""
-        return short_length(num_images)
+        return teacher_length(num_images)
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and augmentation from the set."""

@@ -13,7 +13,7 @@ from knowledge_recycling.config import DERIVED, Config, Facts
 from knowledge_recycling.data.augment import AugmentationName, augment
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.storage import write_weights
-from knowledge_recycling.training.batches import Balance, derived_batch_size, long_length
+from knowledge_recycling.training.batches import Balance, derived_batch_size, generator_length
 from knowledge_recycling.training.loop import Batches, Record
 
 
@@ -37,7 +37,7 @@ class GeneratorTraining(Config):
     @staticmethod
     def length(num_images: int) -> int:
         """Returns the derived length for a number of real images."""
-        return long_length(num_images)
+        return generator_length(num_images)
 
     def derived(self, facts: Facts) -> dict[str, Any]:
         """Derives length, batch size and flips from the set."""
