@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from knowledge_recycling.pipeline import audit, release, run
     from knowledge_recycling.recipe import Recipe
     from knowledge_recycling.releasing.student import load
+    from knowledge_recycling.reporting.reading import read_result
     from knowledge_recycling.reporting.report import write_report
-    from knowledge_recycling.reporting.result import Result, read_result
+    from knowledge_recycling.reporting.result import Result
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,7 @@ _HOMES = {
     "RunError": "errors",
     "audit": "pipeline",
     "load": "releasing.student",
-    "read_result": "reporting.result",
+    "read_result": "reporting.reading",
     "release": "pipeline",
     "run": "pipeline",
     "write_report": "reporting.report",

@@ -25,8 +25,9 @@ from knowledge_recycling.progress import Noted, Reporter, SilentReporter
 from knowledge_recycling.recipe import Recipe, apply_override
 from knowledge_recycling.releasing import bundle as bundles
 from knowledge_recycling.releasing.bundle import Order
+from knowledge_recycling.reporting.reading import parse_result, read_result
 from knowledge_recycling.reporting.report import write_report
-from knowledge_recycling.reporting.result import Result, parse_result, read_result
+from knowledge_recycling.reporting.result import Result
 from knowledge_recycling.rundir import (
     DONE,
     Fingerprint,

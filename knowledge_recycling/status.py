@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.reporting.result import read_result
+from knowledge_recycling.reporting.reading import read_result
 from knowledge_recycling.rundir import check_done, record_of
 from knowledge_recycling.summary import RESULT
 

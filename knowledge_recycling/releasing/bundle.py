@@ -34,7 +34,8 @@ from knowledge_recycling.releasing.dataset import Copies, without_copies, write_
 from knowledge_recycling.releasing.gate import violations
 from knowledge_recycling.releasing.manifest import verify, write_manifest
 from knowledge_recycling.releasing.student import write_student
-from knowledge_recycling.reporting.result import Result, read_result
+from knowledge_recycling.reporting.reading import read_result
+from knowledge_recycling.reporting.result import Result
 from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.rundir import differing_key
 from knowledge_recycling.storage import write_json, write_text

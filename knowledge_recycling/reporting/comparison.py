@@ -13,12 +13,8 @@ from markupsafe import Markup
 
 from knowledge_recycling.reporting import plots
 from knowledge_recycling.reporting.page import render
-from knowledge_recycling.reporting.result import (
-    Measure,
-    Result,
-    read_result,
-    strongest,
-)
+from knowledge_recycling.reporting.reading import read_result
+from knowledge_recycling.reporting.result import Measure, Result, strongest
 from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.reporting.wording import plain
 from knowledge_recycling.storage import write_text

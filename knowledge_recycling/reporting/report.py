@@ -18,13 +18,8 @@ from markupsafe import Markup
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.reporting import audit_plots, plots
 from knowledge_recycling.reporting.page import render
-from knowledge_recycling.reporting.result import (
-    Attack,
-    Audit,
-    Result,
-    Roc,
-    read_result,
-)
+from knowledge_recycling.reporting.reading import read_result
+from knowledge_recycling.reporting.result import Attack, Audit, Result, Roc
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
 from knowledge_recycling.reporting.sharing import shareable
 from knowledge_recycling.reporting.wording import Verdict, number, plain, verdict

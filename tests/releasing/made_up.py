@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from knowledge_recycling.auditing import SANITY
-from knowledge_recycling.reporting.result import Result, parse_result
+from knowledge_recycling.reporting.reading import parse_result
+from knowledge_recycling.reporting.result import Result
 
 MARKER = np.random.default_rng(7).integers(0, 256, (3, 3), dtype=np.uint8)
 """A patch in the corner of every real image."""

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from knowledge_recycling.reporting import plots
 from knowledge_recycling.reporting.plots import Curve
-from knowledge_recycling.reporting.result import Utility, parse_result
+from knowledge_recycling.reporting.reading import parse_result
+from knowledge_recycling.reporting.result import Utility
 
 Values = dict[str, Any]
 HREF = "{http://www.w3.org/1999/xlink}href"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from knowledge_recycling.errors import RunError
-from knowledge_recycling.reporting.result import Measure, parse_result, read_result
+from knowledge_recycling.reporting.reading import parse_result, read_result
+from knowledge_recycling.reporting.result import Measure
 from knowledge_recycling.reporting.sharing import shareable
 
 Values = dict[str, Any]

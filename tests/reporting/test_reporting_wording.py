@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from knowledge_recycling.reporting.result import Measure, parse_result
+from knowledge_recycling.reporting.reading import parse_result
+from knowledge_recycling.reporting.result import Measure
 from knowledge_recycling.reporting.wording import (
     duration,
     number,

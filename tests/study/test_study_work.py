@@ -24,7 +24,7 @@ from knowledge_recycling import pipeline
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.pipeline import given_recipe
 from knowledge_recycling.progress import SilentReporter
-from knowledge_recycling.reporting.result import read_result
+from knowledge_recycling.reporting.reading import read_result
 from knowledge_recycling.study import work
 from knowledge_recycling.study.plan import Row, Study
 from knowledge_recycling.study.run import listing, run_study
