@@ -2,13 +2,13 @@
 
     python -m benchmarks.teachers recipes/retinamnist.toml --folds 3 --out runs/teachers \
         --variant "long: teacher.training.images_seen=150000" \
-        --variant "wide: teacher.classifier.width=32"
+        --variant "one teacher: further_teachers=0"
 
-Training and validation images are pooled and cut into folds, stratified. For each fold a teacher
-is trained on the rest, an eighth of which chooses its snapshot, and measured on the fold: accuracy,
-AUROC and the negative log-likelihood (nats) of the calibrated probabilities, with which it labels a
-student's images. A variant's gain is paired with the defaults fold by fold; its interval is
-Student's t over folds.
+Training and validation images are pooled and cut into folds, stratified. For each fold teachers
+(one, or as many as `further_teachers` asks for) are trained on the rest, an eighth of which chooses
+their snapshots, and measured together on the fold: accuracy, AUROC and the negative log-likelihood
+(nats) of the calibrated probabilities with which they label a student's images. A variant's gain is
+paired with the defaults fold by fold; its interval is Student's t over folds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from knowledge_recycling import Recipe, pipeline, stages
-from knowledge_recycling.artefacts import load_teacher
+from knowledge_recycling.artefacts import ENSEMBLE, load_ensemble
 from knowledge_recycling.data.images import ImageSet, Splits
 from knowledge_recycling.data.splits import load_splits
 from knowledge_recycling.evaluation.utility import measure_utility
@@ -59,10 +59,11 @@ def folds_of(splits: Splits, folds: int, seed: int) -> Iterator[Splits]:
 
 
 def measure(recipe: Recipe, splits: Splits, out: Path) -> Measures:
-    """Returns what a teacher reaches on the fold (percent, nats), trained if it is not."""
+    """Returns what teachers reach on the fold (percent, nats), trained if they are not."""
     run = pipeline.prepare(recipe, splits, out, Quiet())
     perform(out / "teacher", {"teacher": "of a fold"}, partial(stages.train_teacher, run))
-    chances = stages.probabilities(run, load_teacher(run), splits.test)
+    perform(out / ENSEMBLE, {"teachers": "of a fold"}, partial(stages.train_ensemble, run))
+    chances = stages.probabilities(run, load_ensemble(run), splits.test)
     utility = measure_utility(chances, splits.test.labels, np.random.default_rng(0), 100)
     return {
         "accuracy": 100 * float(utility.accuracy.value or 0),

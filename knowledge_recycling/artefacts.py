@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from knowledge_recycling.clusters import Workers
 from knowledge_recycling.config import PluginConfig, kind_module
 from knowledge_recycling.context import Context
@@ -19,6 +21,7 @@ from knowledge_recycling.recipe import Recipe, TeacherConfig
 from knowledge_recycling.recycling.acceleration import with_accelerated
 from knowledge_recycling.recycling.distillation import (
     KNOBS,
+    Ensemble,
     Lesson,
     StudentConfig,
     Teacher,
@@ -31,6 +34,10 @@ from knowledge_recycling.training.classifier import WEIGHTS
 
 DATA = "data.json"
 """The set as seen, in the folder of the stage `data`."""
+ENSEMBLE = "ensemble"
+"""The stage of the further teachers."""
+TEACHER = "teacher.json"
+"""What a teacher reached, beside its weights."""
 STUDENT = "student.json"
 """What a student reached, beside its weights."""
 
@@ -121,9 +128,24 @@ def generator_name(run: Run) -> str:
 
 def load_teacher(run: Run) -> Teacher:
     """Returns the trained teacher, frozen, with its calibration temperature."""
+    return _teacher_in(run.folder / "teacher", run)
+
+
+def load_ensemble(run: Run) -> Ensemble:
+    """Returns all trained teachers, the recipe's `teacher` first: they label a student's images."""
+    further = [_teacher_in(folder, run) for folder in further_teachers(run, run.folder / ENSEMBLE)]
+    return Ensemble([load_teacher(run), *further])
+
+
+def further_teachers(run: Run, folder: Path) -> list[Path]:
+    """Returns where the further teachers are in the stage's `folder`."""
+    return [folder / f"teacher-{number + 2}" for number in range(run.recipe.further_teachers)]
+
+
+def _teacher_in(folder: Path, run: Run) -> Teacher:
     classifier = new_classifier(run, "teacher")
-    read_weights(run.folder / "teacher" / WEIGHTS, classifier)
-    return Teacher(classifier, read_json(run.folder / "teacher/teacher.json")["temperature"])
+    read_weights(folder / WEIGHTS, classifier)
+    return Teacher(classifier, read_json(folder / TEACHER)["temperature"])
 
 
 def load_student(run: Run) -> Classifier:
@@ -187,7 +209,7 @@ def known_knobs(run: Run) -> dict[str, Knob]:
     return own if run.further is not None else own | student_knobs(run.recipe.student)
 
 
-def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> Source:
+def load_source(run: Run, teacher: nn.Module, candidate: Path, knobs: Knobs) -> Source:
     """Returns a candidate ready to draw synthetic sets with those of `knobs` that concern it."""
     generator = new_generator(run)
     read_weights(candidate, generator)
@@ -203,7 +225,7 @@ def load_source(run: Run, teacher: Teacher, candidate: Path, knobs: Knobs) -> So
     )
 
 
-def chosen_source(run: Run, teacher: Teacher) -> Source:
+def chosen_source(run: Run, teacher: nn.Module) -> Source:
     """Returns the generators, each with its chosen candidate and knobs, in equal shares."""
     shared = {name: value for name, value in chosen_knobs(run).items() if name in KNOBS}
     return mixed(
@@ -214,20 +236,20 @@ def chosen_source(run: Run, teacher: Teacher) -> Source:
     )
 
 
-def student_source(run: Run, teacher: Teacher) -> Source:
+def student_source(run: Run, teacher: nn.Module) -> Source:
     """Returns `chosen_source` as the student learned from it: accelerated, if it was."""
     return with_accelerated(chosen_source(run, teacher), run.folder / "student", run.context)
 
 
 def lesson_of(
-    run: Run, teacher: Teacher, source: Source, *, config: StudentConfig, name: str
+    run: Run, teachers: Ensemble, source: Source, *, config: StudentConfig, name: str
 ) -> Lesson:
     """Returns the lesson of a student of `config` on the images of `source`."""
     balanced = run.recipe.teacher.training.balance != "none"
     return Lesson(
         config=config,
         source=source,
-        teacher=teacher,
+        teachers=teachers,
         teacher_prior=class_prior(run.members, "balanced" if balanced else "real"),
         num_train=len(run.members),
         val=run.val,

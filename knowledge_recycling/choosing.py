@@ -20,8 +20,8 @@ from knowledge_recycling.artefacts import (
     finalist_folder,
     known_knobs,
     lesson_of,
+    load_ensemble,
     load_source,
-    load_teacher,
 )
 from knowledge_recycling.errors import RecipeError
 from knowledge_recycling.fanout import in_order, workers_for
@@ -296,6 +296,6 @@ def cheap_lesson(run: Run, candidate: Path, knobs: Knobs) -> Lesson:
 
 
 def _lesson(run: Run, candidate: Path, knobs: Knobs, config: StudentConfig, name: str) -> Lesson:
-    teacher = load_teacher(run)
-    source = load_source(run, teacher, candidate, knobs)
-    return lesson_of(run, teacher, source, config=config, name=name)
+    teachers = load_ensemble(run)
+    source = load_source(run, teachers, candidate, knobs)
+    return lesson_of(run, teachers, source, config=config, name=name)

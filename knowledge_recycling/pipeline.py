@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_recycling import auditing, choosing, stages
-from knowledge_recycling.artefacts import DATA, Run, new_classifier, new_generator
+from knowledge_recycling.artefacts import DATA, ENSEMBLE, Run, new_classifier, new_generator
 from knowledge_recycling.compute import make_fabric
 from knowledge_recycling.config import Facts, did_you_mean
 from knowledge_recycling.context import Context
@@ -60,6 +60,8 @@ class Stage:
     """Raised when the same settings and inputs begin to give other outputs."""
 
 
+LABELLERS = ("teacher", ENSEMBLE)
+"""Stages whose classifiers label synthetic images."""
 STAGES = (
     Stage(
         "teacher",
@@ -69,6 +71,7 @@ STAGES = (
         ("train", "val"),
         version=2,
     ),
+    Stage(ENSEMBLE, stages.train_ensemble, ("teacher", "further_teachers"), (), ("train", "val")),
     Stage(
         "generator",
         stages.train_generator,
@@ -81,7 +84,7 @@ STAGES = (
         "candidates",
         choosing.optimise_checkpoint,
         ("student", "selection", "tuning.leakage_limit"),
-        ("teacher", "generator"),
+        (*LABELLERS, "generator"),
         ("val",),
         version=7,
     ),
@@ -89,7 +92,7 @@ STAGES = (
         "tuning",
         choosing.tune_knobs,
         ("student", "selection", "tuning"),
-        ("teacher", "generator", "candidates"),
+        (*LABELLERS, "generator", "candidates"),
         ("val",),
         version=7,
     ),
@@ -97,7 +100,7 @@ STAGES = (
         "student",
         partial(together, stages.distil_student),
         ("student", "tuning.leakage_limit"),
-        ("teacher", "generator", "candidates", "tuning"),
+        (*LABELLERS, "generator", "candidates", "tuning"),
         ("val",),
         version=2,
     ),
@@ -105,17 +108,10 @@ STAGES = (
         "evaluation",
         stages.evaluate,
         ("evaluation",),
-        ("teacher", "generator", "candidates", "tuning", "student"),
+        (*LABELLERS, "generator", "candidates", "tuning", "student"),
         ("train", "val", "test"),
     ),
-    Stage(
-        "audit",
-        auditing.audit,
-        MADE_BY,
-        ("tuning",),
-        ("train", "val"),
-        version=7,
-    ),
+    Stage("audit", auditing.audit, MADE_BY, ("tuning",), ("train", "val"), version=7),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split. Under a
 leakage limit, choosing attacks members too; the teacher's digest stands for them."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import (
@@ -68,6 +68,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
     """All randomness of the run derives from it."""
     teacher: TeacherConfig = TeacherConfig()
+    further_teachers: NonNegativeInt = 2
+    """More teachers, alike but for their randomness: a student learns what all say together. What
+    it is compared with is the `teacher` alone."""
     generator: Annotated[PluginConfig, *plugin("models.generators", "generator", "flow")] = Field(
         default_factory=dict, validate_default=True
     )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from knowledge_recycling import choosing, stages
 from knowledge_recycling.artefacts import (
+    ENSEMBLE,
     STUDENT,
     Run,
     candidate_files,
@@ -27,6 +28,7 @@ from knowledge_recycling.artefacts import (
     chosen_source,
     generator_name,
     lesson_of,
+    load_ensemble,
     load_student,
     load_teacher,
     new_classifier,
@@ -44,7 +46,7 @@ from knowledge_recycling.privacy.signals import Bools, Floats, Signals
 from knowledge_recycling.privacy.yardsticks import About
 from knowledge_recycling.randomness import named_seed, rng
 from knowledge_recycling.recipe import Recipe
-from knowledge_recycling.recycling.distillation import Teacher, with_knobs
+from knowledge_recycling.recycling.distillation import with_knobs
 from knowledge_recycling.recycling.synthesis import Source, draw_set, open_set
 from knowledge_recycling.rundir import SCRATCH, Fingerprint, perform
 from knowledge_recycling.storage import (
@@ -64,6 +66,7 @@ LOSSES = ".losses"
 """Ends the names of those of `SIGNALS` that say how badly a generator explains each image."""
 MADE_BY = (
     "teacher",
+    "further_teachers",
     "generator",
     "further_generators",
     "generator_training",
@@ -98,7 +101,7 @@ class Order:
         """Returns all that the shadow's answers depend on."""
         whole = len(self.run.members)
         settings = shortened(self.run.recipe, whole, whole // 2).model_dump(mode="json")
-        # only further generators can be empty: shadows made before they could be audited hold
+        # without further teachers or generators, shadows made before there were any hold
         return {
             "shadow": self.number,
             "members": self.members.nonzero()[0].tolist(),
@@ -133,6 +136,7 @@ def make_shadow(order: Order, folder: Path) -> None:
     early = audit.yardsticks.early_stop or None
     _perform(shadow, "teacher", partial(stages.train_teacher, early=early))
     if audit.mode == "pipeline":
+        _perform(shadow, ENSEMBLE, stages.train_ensemble)
         _perform(shadow, "generator", stages.train_generator)
         _choose(run, shadow)
         _perform(shadow, "student", stages.distil_student)
@@ -142,9 +146,9 @@ def make_shadow(order: Order, folder: Path) -> None:
         answers[target.name] = queried(shadow, target.classifier, order.pool)
         about[target.name] = target.about
     if audit.mode == "pipeline":
-        teacher = load_teacher(shadow)
-        answers |= synthetic_scores(shadow, teacher, student_source(shadow, teacher), order.pool)
-        answers |= generator_losses(shadow, chosen_source(shadow, teacher), order.pool)
+        teachers = load_ensemble(shadow)
+        answers |= synthetic_scores(shadow, student_source(shadow, teachers), order.pool)
+        answers |= generator_losses(shadow, chosen_source(shadow, teachers), order.pool)
     write_arrays(folder / SIGNALS, answers)
     write_json(folder / ABOUT, {name: asdict(each) for name, each in about.items()})
     shutil.rmtree(shadow.folder)
@@ -240,9 +244,9 @@ def fixed_set_student(shadow: Run, name: str, hard_weight: float, size: float) -
     config = with_knobs(shadow.recipe.student, chosen_knobs(shadow))
     synthesis = config.synthesis.model_copy(update={"set_size": size, "period": 0})
     config = config.model_copy(update={"hard_weight": hard_weight, "synthesis": synthesis})
-    teacher = load_teacher(shadow)
-    source = chosen_source(shadow, teacher)
-    lesson = lesson_of(shadow, teacher, source, config=config, name="student")
+    teachers = load_ensemble(shadow)
+    source = chosen_source(shadow, teachers)
+    lesson = lesson_of(shadow, teachers, source, config=config, name="student")
     _perform(shadow, name, partial(stages.learn, lesson))
     classifier = new_classifier(shadow, "student")
     read_weights(shadow.folder / name / WEIGHTS, classifier)
@@ -290,16 +294,14 @@ def _losses(
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
 
-def synthetic_scores(
-    shadow: Run, teacher: Teacher, source: Source, pool: ImageSet
-) -> dict[str, Floats]:
+def synthetic_scores(shadow: Run, source: Source, pool: ImageSet) -> dict[str, Floats]:
     """Returns scores [N] of the attacks on a synthetic set as large as the shadow's members."""
     path = shadow.folder / "synthetic.npy"
     draw_set(source, len(shadow.members), path, ("audit", "synthetic"), shadow.context)
     drawn = open_set(path, pool.class_names)
     views: dict[str, Callable[[ImageSet], Floats]] = {
         "pixels": _pixels,
-        "features": partial(stages.features, shadow, teacher.classifier),
+        "features": partial(stages.features, shadow, load_teacher(shadow).classifier),
     }
     scores = {}
     for space, view in views.items():

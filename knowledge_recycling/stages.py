@@ -18,14 +18,18 @@ import torch
 from torch import nn
 
 from knowledge_recycling.artefacts import (
+    ENSEMBLE,
     STUDENT,
+    TEACHER,
     Run,
     chosen,
     chosen_knobs,
     chosen_source,
     finalist_folder,
+    further_teachers,
     generator_name,
     lesson_of,
+    load_ensemble,
     load_student,
     load_teacher,
     new_classifier,
@@ -35,14 +39,14 @@ from knowledge_recycling.artefacts import (
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.evaluation.calibration import fit_temperature, softmax
 from knowledge_recycling.evaluation.quality import measure_quality, num_compared
-from knowledge_recycling.evaluation.utility import measure_gap, measure_utility
+from knowledge_recycling.evaluation.utility import measure_fidelity, measure_gap, measure_utility
+from knowledge_recycling.fanout import in_order, workers_for
 from knowledge_recycling.models.build import build_objective
 from knowledge_recycling.models.contracts import Classifier
-from knowledge_recycling.randomness import numpy_rng
+from knowledge_recycling.randomness import named_seed, numpy_rng
 from knowledge_recycling.recycling.acceleration import NAME as ACCELERATION
 from knowledge_recycling.recycling.distillation import (
     Lesson,
-    Teacher,
     distil,
     trained_student,
     with_knobs,
@@ -88,7 +92,21 @@ def train_teacher(run: Run, folder: Path, early: float | None = None) -> None:
     logits = predict_logits(classifier, run.val, run.context.fabric)
     best = records[kept(records, len(run.val))]
     temperature = fit_temperature(logits, run.val.labels)
-    write_json(folder / "teacher.json", {"temperature": temperature, "best": best})
+    write_json(folder / TEACHER, {"temperature": temperature, "best": best})
+
+
+def train_ensemble(run: Run, folder: Path) -> None:
+    """Trains the further teachers, each a part of the stage."""
+    parts = further_teachers(run, folder)
+    workers = workers_for(run.recipe.compute, len(parts), run.context.fabric.device, short=True)
+    in_order(partial(train_further, run.for_workers(workers)), parts, workers, folder)
+
+
+def train_further(run: Run, folder: Path) -> None:
+    """Trains a further teacher: like the first, but for its randomness."""
+    seed = named_seed(run.context.seed, ENSEMBLE, folder.name)
+    alike = replace(run, context=replace(run.context, seed=seed))
+    perform(folder, {"part": folder.name}, partial(together, train_teacher, alike))
 
 
 def for_each_generator(run: Run, folder: Path, work: Callable[[Run, Path], None]) -> None:
@@ -152,9 +170,9 @@ def distil_student(run: Run, folder: Path) -> None:
             for path in finalist.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         return
-    teacher = load_teacher(run)
+    teachers = load_ensemble(run)
     config = with_knobs(run.recipe.student, chosen_knobs(run))
-    lesson = lesson_of(run, teacher, chosen_source(run, teacher), config=config, name="student")
+    lesson = lesson_of(run, teachers, chosen_source(run, teachers), config=config, name="student")
     learn(lesson, run, folder)
 
 
@@ -179,13 +197,15 @@ def attacked_members(run: Run) -> ImageSet | None:
 
 def evaluate(run: Run, folder: Path) -> None:
     """Opens the test split, once: utility of teacher and student, their gap, and quality."""
-    teacher = load_teacher(run)
-    classifiers: dict[str, nn.Module] = {"teacher": teacher, "student": load_student(run)}
+    classifiers: dict[str, nn.Module] = {"teacher": load_teacher(run), "student": load_student(run)}
+    if run.recipe.further_teachers:
+        classifiers[ENSEMBLE] = load_ensemble(run)
     splits = {"test": run.splits.test, "val": run.val}
     chances = {
         who: {split: probabilities(run, classifier, images) for split, images in splits.items()}
         for who, classifier in classifiers.items()
     }
+    labelling = ENSEMBLE if ENSEMBLE in classifiers else "teacher"
     resamples = run.recipe.evaluation.resamples
 
     def random(name: str) -> np.random.Generator:
@@ -202,19 +222,24 @@ def evaluate(run: Run, folder: Path) -> None:
     gap = measure_gap(
         on_test["teacher"], on_test["student"], splits["test"].labels, random("gap"), resamples
     )
-    write_json(folder / "evaluation.json", {**utility, "gap": asdict(gap)})
+    fidelity = {
+        split: asdict(measure_fidelity(chances[labelling][split], chances["student"][split]))
+        for split in splits
+    }
+    measured = {**utility, "gap": asdict(gap), "fidelity": fidelity}
+    write_json(folder / "evaluation.json", measured)
     write_arrays(
         folder / "predictions.npz",
         {f"{split}_labels": images.labels for split, images in splits.items()}
         | {f"{split}_{who}": chances[who][split] for who in chances for split in splits},
     )
-    look_at_images(run, teacher, folder)
+    look_at_images(run, folder)
 
 
-def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
+def look_at_images(run: Run, folder: Path) -> None:
     """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
     config = run.recipe.evaluation
-    source = student_source(run, teacher)
+    source, classifier = student_source(run, load_ensemble(run)), load_teacher(run).classifier
     # with the real shares of the classes, so that the distances speak of the images alone
     source = replace(source, prior=class_prior(run.members, "real"))
     size = config.num_drawn(run.members.num_classes)
@@ -223,8 +248,8 @@ def look_at_images(run: Run, teacher: Teacher, folder: Path) -> None:
     synthetic = open_set(path, run.members.class_names)
     compared = num_compared(len(run.members), len(synthetic))
     quality = measure_quality(
-        features(run, teacher.classifier, run.members.evenly(compared)),
-        features(run, teacher.classifier, synthetic.evenly(compared)),
+        features(run, classifier, run.members.evenly(compared)),
+        features(run, classifier, synthetic.evenly(compared)),
     )
     write_json(folder / "quality.json", asdict(quality))
     write_arrays(

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from knowledge_recycling.artefacts import DATA, STUDENT, Run, chosen, chosen_knobs
+from knowledge_recycling.artefacts import DATA, ENSEMBLE, STUDENT, Run, chosen, chosen_knobs
 from knowledge_recycling.recipe import Recipe, changed_settings
 from knowledge_recycling.recycling.acceleration import accelerations
 from knowledge_recycling.rundir import DONE, output_digest, record_of
@@ -50,7 +50,9 @@ def summarise(run: Run, given: Recipe, stages: Sequence[str]) -> dict[str, Any]:
         "seed": run.recipe.seed,
         "teacher": evaluation["teacher"],
         "student": evaluation["student"],
+        "ensemble": evaluation.get(ENSEMBLE),
         "gap": evaluation["gap"],
+        "fidelity": evaluation.get("fidelity", {}),
         "rows": rows_of(run.folder),
         "chosen": {
             "candidate": chosen(run.folder / "candidates/candidates.json")["name"],

@@ -25,7 +25,13 @@ from rich.text import Text
 from torch import Tensor
 
 from knowledge_recycling import pipeline
-from knowledge_recycling.artefacts import Run, generator_name, new_classifier, new_generator
+from knowledge_recycling.artefacts import (
+    ENSEMBLE,
+    Run,
+    generator_name,
+    new_classifier,
+    new_generator,
+)
 from knowledge_recycling.auditing import pool_of
 from knowledge_recycling.data.images import Splits
 from knowledge_recycling.models.build import build_objective, frozen
@@ -33,6 +39,7 @@ from knowledge_recycling.progress import SilentReporter
 from knowledge_recycling.randomness import rng
 from knowledge_recycling.recipe import Recipe
 from knowledge_recycling.recycling.distillation import (
+    Ensemble,
     StudentConfig,
     Teacher,
     distillation_loss,
@@ -150,7 +157,7 @@ def shadow_work(run: Run) -> Work:
     targets = 1 + bool(yardsticks.early_stop) + len(yardsticks.dp.epsilons)
     if audit.mode == "pipeline":
         chosen = ("candidates", "tuning") if audit.selection == "repeated" else ()
-        each += [works[name] for name in ("generator", *chosen, "student")]
+        each += [works[name] for name in (ENSEMBLE, "generator", *chosen, "student")]
         for size in (*yardsticks.soft_set_sizes, *yardsticks.hard_set_sizes):
             student = with_knobs(shadow.recipe.student, {"set_size": size, "period": 0})
             each.append(learning(student, names, len(half), num_val))
@@ -185,8 +192,10 @@ def training_work(run: Run) -> dict[str, Work]:
     def scored(questions: int) -> Work:
         return {part: questions * images for part, images in once.items()}
 
+    one = {TEACHING: teacher.images_seen, LABELLING: validated(teacher, num_val)}
     return {
-        "teacher": {TEACHING: teacher.images_seen, LABELLING: validated(teacher, num_val)},
+        "teacher": one,
+        ENSEMBLE: added(*[one] * recipe.further_teachers),
         "generator": {f"{name}{TRAINING}": generator.images_seen for name in names},
         "candidates": scored(generator.candidates),
         "tuning": scored(max(0, recipe.tuning.trials - 1)),
@@ -221,6 +230,7 @@ def classifier_parts(run: Run) -> Iterator[Part]:
     training = recipe.teacher.training
     networks = [new_classifier(run, who) for who in ("teacher", "teacher", "student")]
     teacher = Teacher(networks[0], 1.0)
+    teachers = Ensemble([teacher] * (1 + recipe.further_teachers))
     batches = Shuffled(members, training.batch_size, seed=0, name="t", device=fabric.device)
     plain = ClassifierObjective(
         networks[1],
@@ -232,7 +242,7 @@ def classifier_parts(run: Run) -> Iterator[Part]:
     gkd = ClassifierObjective(
         networks[2],
         recipe.student.training,
-        distillation_loss(teacher, recipe.student, torch.zeros(members.num_classes)),
+        distillation_loss(teachers.in_turn, recipe.student, torch.zeros(members.num_classes)),
         num_steps=10**6,
         fabric=fabric,
     )

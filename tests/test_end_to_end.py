@@ -219,10 +219,10 @@ def test_redo_keeps_what_does_not_depend_on_the_stage(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     pipeline.forget(tmp_path, "student")
     assert {each.name for each in tmp_path.iterdir()} == {
-        "data", "teacher", "generator", "candidates", "tuning", "audit"
+        "data", "teacher", "ensemble", "generator", "candidates", "tuning", "audit"
     }  # fmt: skip
     pipeline.forget(tmp_path, "teacher")
-    assert {each.name for each in tmp_path.iterdir()} == {"data", "generator"}
+    assert {each.name for each in tmp_path.iterdir()} == {"data", "ensemble", "generator"}
     pipeline.forget(tmp_path, "data")
     assert list(tmp_path.iterdir()) == []
 
@@ -279,7 +279,7 @@ def test_new_check_and_status(finished: tuple[Path, Path, Kr], tmp_path: Path) -
     assert "96" in shown
     assert "8x8" in shown
     status = kr_command("status", run).stdout
-    assert status.count("done") == 7
+    assert status.count("done") == 8
 
 
 @pytest.mark.parametrize("kind", ["digits", "folder", "npz", "medmnist", "table", "hub", "dicom"])

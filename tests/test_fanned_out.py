@@ -56,9 +56,9 @@ def test_candidates_and_trials_do_not_depend_on_who_does_them_when(
     runs = {"here": SHORT, "shared": [*SHORT, "compute.workers=3"]}
     for name, settings in runs.items():
         kr.run(kr.Recipe.load(recipe, settings), tmp_path / name)
-    candidates_of_each = [(3, 1)] * 2
-    assert shared_out[:2] == candidates_of_each
-    assert shared_out[2][0] == 2, "planned trials but the first, whose score is known"
+    further_teachers, candidates_of_each = [(2, 1)], [(3, 1)] * 2
+    assert shared_out[:3] == further_teachers + candidates_of_each
+    assert shared_out[3][0] == 2, "planned trials but the first, whose score is known"
     here, shared = (tmp_path / name for name in runs)
     assert weights(shared) == weights(here)
     assert stable(shared) == stable(here)

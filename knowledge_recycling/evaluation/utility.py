@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import rel_entr
 from scipy.stats import binomtest
 
 from knowledge_recycling.errors import DataError
@@ -112,7 +113,10 @@ def measure_utility(
         auroc=_estimate(values[2], drawn[2]),
         f1=_estimate(values[3], drawn[3]),
         ece=_unbiased(_estimate(values[4], drawn[4])),
-        recall=tuple(_wilson(int(row[k]), int(row.sum())) for k, row in enumerate(confusion)),
+        recall=tuple(
+            _wilson(int(row[k]), int(row.sum())) if row.any() else None
+            for k, row in enumerate(confusion)
+        ),
         confusion=confusion.tolist(),
         reliability=_reliability(outcome),
     )
@@ -159,6 +163,38 @@ def measure_gap(
         auroc_pp=float(values[2]),
         auroc_ci95=_interval(drawn[2]),
     )
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How closely the student follows who labelled its images, whatever is right.
+
+    Stanton et al. 2021, arXiv 2106.05945.
+    """
+
+    agreement: Estimate
+    """Share of the images that get the same answer, with a Wilson interval."""
+    divergence: float
+    """Mean Kullback-Leibler divergence of the student's probabilities from the labelling ones, in
+    nats."""
+
+
+def measure_fidelity(labelling_probabilities: Floats, student_probabilities: Floats) -> Fidelity:
+    """Returns how closely the student follows who labelled its images.
+
+    Args:
+        labelling_probabilities: [N,K], rows sum to 1.
+        student_probabilities: [N,K], of the same images.
+
+    >>> teachers = np.array([[0.5, 0.5], [0.25, 0.75]])
+    >>> fidelity = measure_fidelity(teachers, np.array([[0.5, 0.5], [0.75, 0.25]]))
+    >>> fidelity.agreement.value, round(fidelity.divergence, 3)  # log(3) / 4
+    (0.5, 0.275)
+    """
+    same = student_probabilities.argmax(axis=1) == labelling_probabilities.argmax(axis=1)
+    positive = np.maximum(student_probabilities, np.finfo(np.float64).tiny)
+    divergence = rel_entr(labelling_probabilities, positive).sum(axis=1).mean()
+    return Fidelity(_wilson(int(same.sum()), len(same)), float(divergence))
 
 
 @dataclass(frozen=True)
@@ -282,9 +318,7 @@ def _unbiased(ece: Estimate) -> Estimate:
     return Estimate(ece.value, max(0.0, min(low, ece.value)), max(high, ece.value))
 
 
-def _wilson(hits: int, count: int) -> Estimate | None:
-    if count == 0:
-        return None
+def _wilson(hits: int, count: int) -> Estimate:
     interval = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
     return Estimate(hits / count, float(interval.low), float(interval.high))
 

@@ -10,7 +10,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from knowledge_recycling import ranks
 from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin, validate
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
@@ -163,11 +164,42 @@ class Teacher(nn.Module):
         return logits.float() / self.temperature
 
 
-def distillation_loss(teacher: nn.Module, config: StudentConfig, log_odds: Tensor) -> Loss:
-    """Returns the loss of a student: how far it is from the teacher's opinion and the hard labels.
+class Ensemble(nn.Module):
+    """Teachers that label together (Hinton et al. 2015, arXiv 1503.02531, section 1)."""
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the mean of the teachers' calibrated logits [N,K] of images [N,C,H,W]."""
+        return torch.stack([teacher(images) for teacher in self.teachers]).mean(dim=0)
+
+    def in_turn(self, images: Tensor) -> Tensor:
+        """Returns calibrated logits [N,K] of images [N,C,H,W], each row's of the next teacher.
+
+        Over a training chance gives each image to all of them, so that a student learns their mean,
+        for the operations of one.
+        """
+        turns = ranks.own_rows(len(images) * ranks.count()) % len(self.teachers)
+        rows = [(turns == number).nonzero()[:, 0] for number in range(len(self.teachers))]
+        parts = [
+            teacher(images[own.to(images.device)])
+            for teacher, own in zip(self.teachers, rows, strict=True)
+            if len(own)
+        ]
+        return torch.cat(parts)[torch.cat(rows).argsort().to(images.device)]
+
+
+Labeller = Callable[[Tensor], Tensor]
+"""Calibrated logits [N,K] of images [N,C,H,W] in [-1, 1]."""
+
+
+def distillation_loss(label: Labeller, config: StudentConfig, log_odds: Tensor) -> Loss:
+    """Returns the loss of a student: how far it is from the teachers' opinion and the hard labels.
 
     (1 - w) T^2 KL(softmax((z + c b) / T), softmax(s / T)) + w CE(onehot(y), softmax(s)), s the
-    student's logits of the augmented batch, z the teacher's calibrated ones, T the temperature
+    student's logits of the augmented batch, z those that `label` gives, T the temperature
     (Hinton et al. 2015, arXiv 1503.02531, section 2), w the hard weight, c the prior correction
     and b = `log_odds` [K], the logarithm of each class's share in the synthetic set over that in
     the teacher's (logit adjustment, Menon et al. 2021, arXiv 2007.07314, section 4).
@@ -179,10 +211,10 @@ def distillation_loss(teacher: nn.Module, config: StudentConfig, log_odds: Tenso
         return functional.log_softmax(logits / config.temperature, dim=1)
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        if weight == 1:  # the teacher is not asked
+        if weight == 1:  # no teacher is asked
             return hard(logits, images, labels)
         with torch.no_grad():
-            opinion = softened(teacher(images) + moved.to(images.device))
+            opinion = softened(label(images) + moved.to(images.device))
         said = softened(logits)
         divergence = functional.kl_div(said, opinion, reduction="none", log_target=True).sum(dim=1)
         soft = config.temperature**2 * divergence
@@ -197,9 +229,10 @@ class Lesson:
 
     config: StudentConfig
     source: Source
-    teacher: Teacher
+    teachers: Ensemble
+    """Who label, in turn."""
     teacher_prior: npt.NDArray[np.float64]
-    """[K] shares of the classes the teacher was trained with."""
+    """[K] shares of the classes the teachers were trained with."""
     num_train: int
     """Real training images: the unit of `set_size`."""
     val: ImageSet
@@ -237,7 +270,7 @@ def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = nev
     fit = Fit(
         name=lesson.name,
         config=training,
-        loss=distillation_loss(lesson.teacher, config, lesson.log_odds),
+        loss=distillation_loss(lesson.teachers.in_turn, config, lesson.log_odds),
         batches=stream,
         val=val,
         give_up=give_up,

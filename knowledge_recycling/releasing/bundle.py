@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from knowledge_recycling.artefacts import (
     Run,
     chosen_candidate,
     chosen_knobs,
+    load_ensemble,
     load_student,
-    load_teacher,
     student_source,
 )
 from knowledge_recycling.data.images import to_unit
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.randomness import numpy_rng
-from knowledge_recycling.recycling.distillation import Teacher
 from knowledge_recycling.recycling.synthesis import draw_set, open_set
 from knowledge_recycling.releasing.cards import write_cards
 from knowledge_recycling.releasing.croissant import write_croissant
@@ -146,13 +146,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def fill(run: Run, bundle: Path, order: Order, result: Result, refused: list[str]) -> None:
     """Writes the files of the bundle, one by one from the allow-list."""
-    teacher = load_teacher(run)
     students = run.recipe.student
     assert students.classifier is not None
     difference = write_student(
         load_student(run), students.classifier, run.members.shape, run.members.class_names, bundle
     )
-    copies = write_set(run, bundle, teacher, order.images or students.num_images(len(run.members)))
+    copies = write_set(run, bundle, order.images or students.num_images(len(run.members)))
     if order.with_generator:
         write_generators(run, bundle)
     about: dict[str, Any] = {
@@ -192,9 +191,10 @@ def public_result(result: Result) -> dict[str, Any]:
     return {"schema": values.pop("schema_version"), **values}
 
 
-def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
+def write_set(run: Run, bundle: Path, size: int) -> Copies:
     """Draws the bundle's synthetic set and writes it without copies of members."""
-    source = student_source(run, teacher)
+    teachers = load_ensemble(run)
+    source = student_source(run, teachers)
     path = bundle / SCRATCH / "synthetic.npy"
     draw_set(source, size, path, ("release", "set"), run.context)
     synthetic = open_set(path, run.members.class_names)
@@ -211,20 +211,20 @@ def write_set(run: Run, bundle: Path, teacher: Teacher, size: int) -> Copies:
             got=f"all {size} are nearer than {copies.threshold:.3g} grey values",
             next_step="train the generator shorter, or raise tuning's latent_std",
         )
-    write_parquet(synthetic, copies.kept, soft_labels(run, teacher), bundle / PARQUET)
+    write_parquet(synthetic, copies.kept, soft_labels(run, teachers), bundle / PARQUET)
     write_npz(synthetic, copies.kept, bundle / NPZ)
     shutil.rmtree(bundle / SCRATCH)
     return copies
 
 
-def soft_labels(run: Run, teacher: Teacher) -> Any:
-    """Returns the function from images [N,C,H,W] to the teacher's probabilities [N,K]."""
+def soft_labels(run: Run, teachers: nn.Module) -> Any:
+    """Returns the function from images [N,C,H,W] to the teachers' probabilities [N,K]."""
     fabric = run.context.fabric
 
     @torch.inference_mode()
     def label(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         with fabric.autocast():
-            logits = teacher(to_unit(images).to(fabric.device))
+            logits = teachers(to_unit(images).to(fabric.device))
         return np.asarray(logits.double().softmax(dim=1).cpu().numpy())
 
     return label

@@ -33,7 +33,7 @@ CONTEXT = {
 FIELDS = {
     "image": ("sc:ImageObject", "PNG image"),
     "label": ("sc:Integer", "class the image was drawn for"),
-    "soft_labels": ("sc:Float", "the teacher's calibrated probabilities"),
+    "soft_labels": ("sc:Float", "the calibrated probabilities of the teachers together"),
     "class_name": ("sc:Text", "name of the class"),
 }
 

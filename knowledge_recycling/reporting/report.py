@@ -22,7 +22,7 @@ from knowledge_recycling.reporting.reading import read_result
 from knowledge_recycling.reporting.result import Attack, Audit, Result, Roc
 from knowledge_recycling.reporting.samples import ClassSamples, read_samples
 from knowledge_recycling.reporting.sharing import shareable
-from knowledge_recycling.reporting.wording import Verdict, number, plain, verdict
+from knowledge_recycling.reporting.wording import Verdict, fidelity_sentence, number, plain, verdict
 from knowledge_recycling.rundir import check_done
 from knowledge_recycling.storage import write_text
 
@@ -83,6 +83,7 @@ class View:
     result: Result
     public: bool
     verdict: Verdict
+    fidelity: str
     figures: Figures
     confusions: tuple[Confusion, ...]
     samples: tuple[ClassSamples, ...]
@@ -128,6 +129,7 @@ def _view(run_folder: Path, *, public: bool) -> View:
         result=result,
         public=public,
         verdict=verdict(result),
+        fidelity=fidelity_sentence(result),
         figures=_figures(result, run_folder),
         confusions=_largest_confusions(result),
         samples=read_samples(

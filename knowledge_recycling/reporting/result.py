@@ -78,6 +78,16 @@ class BySplit(Part):
     val: Utility = Utility()
 
 
+class Fidelity(Part):
+    """How closely the student follows who labelled its images, on one split."""
+
+    agreement: Measured = Measure()
+    """Share of the images that get the same answer."""
+    divergence: Number = None
+    """Mean Kullback-Leibler divergence of the student from the labels, in nats; smaller is
+    nearer."""
+
+
 class Row(BySplit):
     """A further student of a study of the run."""
 
@@ -292,7 +302,11 @@ class Result(Part):
     seed: int
     teacher: BySplit
     student: BySplit
+    ensemble: BySplit | None = None
+    """Teacher and further teachers, who label together; `None`: there are no further ones."""
     gap: Gap
+    fidelity: dict[str, Fidelity] = {}
+    """By split."""
     rows: tuple[Row, ...] = ()
     chosen: Chosen = Chosen()
     candidates: tuple[Candidate, ...] = ()

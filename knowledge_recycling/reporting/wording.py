@@ -43,6 +43,19 @@ def _utility_sentence(result: Result) -> str:
     )
 
 
+def fidelity_sentence(result: Result) -> str:
+    """Returns how closely the student follows who labelled its images; empty if not measured."""
+    who = "teachers do together" if result.ensemble else "Teacher does"
+    names = {"test": "test", "val": "validation"}
+    parts = [
+        f"{percent(each.agreement)} % of the {names[split]} images "
+        f"(divergence {_written(each.divergence, '.3f')} nats)"
+        for split, each in result.fidelity.items()
+    ]
+    said = f"The Student answers as its {who} on {' and '.join(parts)}." if parts else ""
+    return said.replace(" %", "\u00a0%")
+
+
 def _in_words(gap: Measure) -> str:
     if gap.low is None or gap.high is None:
         return ", without an interval, so it may be chance"

@@ -16,14 +16,15 @@ from typing import Any, Literal
 from knowledge_recycling import pipeline, stages
 from knowledge_recycling.artefacts import (
     DATA,
+    ENSEMBLE,
     Run,
     candidate_files,
     chosen_candidate,
     chosen_knobs,
     generator_knobs,
     lesson_of,
+    load_ensemble,
     load_source,
-    load_teacher,
     new_classifier,
 )
 from knowledge_recycling.compute import make_fabric
@@ -75,7 +76,9 @@ class Pupil:
             "seed": run.recipe.seed,
             "precision": run.context.fabric._precision.precision,
             "digests": {name: run.digests[name] for name in ("val", "test")},
-            "inputs": [output_digest(run.folder / name) for name in ("teacher", "generator")],
+            "inputs": [
+                output_digest(run.folder / name) for name in ("teacher", ENSEMBLE, "generator")
+            ],
         }
 
 
@@ -318,16 +321,16 @@ def utility_of(run: Run, pupil: Pupil) -> Outcome:
 
 def train_pupil(run: Run, pupil: Pupil, folder: Path) -> None:
     """Trains the student as the stage `student` would, and measures it as `evaluation` would."""
-    teacher = load_teacher(run)
+    teachers = load_ensemble(run)
     sources = [
-        load_source(each, teacher, path, knobs)
+        load_source(each, teachers, path, knobs)
         for each, (path, knobs) in zip(run.each_generator, pupil.draws, strict=True)
     ]
     for source, (path, _) in zip(sources, pupil.draws, strict=True):
         fault = defect(source, run.context)
         if fault is not None:
             raise RunError(f"a candidate draws {fault}", where=path)
-    lesson = lesson_of(run, teacher, mixed(sources), config=pupil.config, name="student")
+    lesson = lesson_of(run, teachers, mixed(sources), config=pupil.config, name="student")
     stages.learn(lesson, run, folder)
     student = new_classifier(run, "student")
     read_weights(folder / WEIGHTS, student)

@@ -26,7 +26,13 @@ from knowledge_recycling.models.build import (
 )
 from knowledge_recycling.models.classifiers import resnet
 from knowledge_recycling.progress import Reporter, SilentReporter
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher, distil
+from knowledge_recycling.recycling.distillation import (
+    Ensemble,
+    Lesson,
+    StudentConfig,
+    Teacher,
+    distil,
+)
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig
 from knowledge_recycling.storage import write_json
 from knowledge_recycling.training.batches import Shuffled
@@ -78,12 +84,12 @@ def images() -> ImageSet:
     return ImageSet(pixels, labels, ("dark", "bright"))
 
 
-def network(kind: str, fabric: Fabric) -> Any:
+def network(kind: str, fabric: Fabric, seed: int = 0) -> Any:
     generator = kind in GENERATORS
     home = "models.generators" if generator else "models.classifiers"
     config = kind_module(home, kind).Config(**NETWORKS[kind])
     build = build_generator if generator else build_classifier
-    return build(config, SHAPE, CLASSES, fabric=fabric, seed=0, name=kind), config
+    return build(config, SHAPE, CLASSES, fabric=fabric, seed=seed, name=kind), config
 
 
 def objective(kind: str, fabric: Fabric) -> Any:
@@ -148,7 +154,7 @@ def learn_flow(folder: Path, stop_at: int | None, fabric: Fabric, reporter: Repo
 
 
 def distilled(folder: Path, fabric: Fabric) -> None:
-    """GKD with a synthetic set of an odd size that is drawn anew."""
+    """GKD by two teachers with a synthetic set of an odd size that is drawn anew."""
     generator, _ = network("r3gan", fabric)
     teacher = Teacher(network("resnet", fabric)[0], 1.0)
     source = Source(
@@ -169,7 +175,7 @@ def distilled(folder: Path, fabric: Fabric) -> None:
     lesson = Lesson(
         config=config,
         source=source,
-        teacher=teacher,
+        teachers=Ensemble([teacher, Teacher(network("resnet", fabric, seed=1)[0], 2.0)]),
         teacher_prior=np.array([0.5, 0.5]),
         num_train=27,
         val=images(),

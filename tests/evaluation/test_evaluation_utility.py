@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -23,7 +24,12 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import knowledge_recycling.evaluation.utility as utility_module
 from knowledge_recycling.errors import DataError
-from knowledge_recycling.evaluation.utility import _weights, measure_gap, measure_utility
+from knowledge_recycling.evaluation.utility import (
+    _weights,
+    measure_fidelity,
+    measure_gap,
+    measure_utility,
+)
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "f1", "ece")
 
@@ -260,3 +266,19 @@ def test_values_do_not_depend_on_the_order_of_images(num_classes, seed):
         value = getattr(utility, name).value
         assert getattr(shuffled, name).value == pytest.approx(value, abs=1e-12)
     assert shuffled.confusion == utility.confusion
+
+
+def test_fidelity_is_agreement_and_divergence():
+    random = np.random.default_rng(0)
+    labelling, student = random.dirichlet(np.ones(4), (2, 50))
+    found = measure_fidelity(labelling, student)
+    same = [int(a.argmax() == b.argmax()) for a, b in zip(labelling, student, strict=True)]
+    assert found.agreement.value == np.mean(same)
+    assert found.agreement.low < np.mean(same) < found.agreement.high
+    by_row = [entropy(a, b) for a, b in zip(labelling, student, strict=True)]
+    assert found.divergence == pytest.approx(np.mean(by_row))
+    assert measure_fidelity(student, student).divergence == 0
+
+
+def test_fidelity_is_finite_where_the_student_rules_out_a_class():
+    assert np.isfinite(measure_fidelity(np.full((3, 2), 0.5), np.eye(2)[[0, 1, 0]]).divergence)

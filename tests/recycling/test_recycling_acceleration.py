@@ -32,7 +32,13 @@ from knowledge_recycling.recycling.acceleration import (
     num_images,
     with_accelerated,
 )
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher, distil
+from knowledge_recycling.recycling.distillation import (
+    Ensemble,
+    Lesson,
+    StudentConfig,
+    Teacher,
+    distil,
+)
 from knowledge_recycling.recycling.scoring import SelectionConfig, cheap
 from knowledge_recycling.recycling.synthesis import Source, SynthesisConfig, mixed
 from knowledge_recycling.training.classifier import StudentTraining
@@ -214,7 +220,9 @@ def lesson(evaluations: int, val: ImageSet) -> Lesson:
     )
     shares = np.array([0.5, 0.5])
     teacher = Teacher(OneHot(), 1.0)
-    return Lesson(config, source(), teacher, shares, num_train=24, val=val, name="student")
+    return Lesson(
+        config, source(), Ensemble([teacher]), shares, num_train=24, val=val, name="student"
+    )
 
 
 @pytest.mark.usefixtures("any_distance")

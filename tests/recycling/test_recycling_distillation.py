@@ -27,6 +27,7 @@ from knowledge_recycling.recycling import distillation
 from knowledge_recycling.recycling.distillation import (
     KNOBS,
     NO_FILTER,
+    Ensemble,
     Lesson,
     StudentConfig,
     Teacher,
@@ -88,7 +89,7 @@ def lesson(student: StudentConfig, val: ImageSet, teacher: nn.Module) -> Lesson:
     return Lesson(
         student,
         source,
-        Teacher(teacher, 1.0),
+        Ensemble([Teacher(teacher, 1.0)]),
         teacher_prior=np.array([0.5, 0.5]),
         num_train=24,
         val=val,

@@ -16,7 +16,7 @@ from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet, to_unit
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.models.classifiers import resnet
-from knowledge_recycling.recycling.distillation import Lesson, StudentConfig, Teacher
+from knowledge_recycling.recycling.distillation import Ensemble, Lesson, StudentConfig, Teacher
 from knowledge_recycling.recycling.scoring import (
     Score,
     SelectionConfig,
@@ -218,7 +218,7 @@ def lesson(make_set: Callable[..., ImageSet]) -> Callable[..., Lesson]:
         return Lesson(
             student,
             source_of(paint),
-            teacher,
+            Ensemble([teacher]),
             teacher_prior=np.array([0.5, 0.5]),
             num_train=16,
             val=make_set(20),

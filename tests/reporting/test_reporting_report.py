@@ -212,6 +212,17 @@ def test_every_generator_is_shown_with_what_was_chosen(make_run: MakeRun, result
     assert "loss is not finite" in page.text
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_several_teachers_have_a_column_of_their_own(
+    make_run: MakeRun, result: Values, several: bool
+) -> None:
+    values = small(result)
+    values["ensemble"] = values["student"] if several else None
+    page = Page(write_report(make_run(values))).text
+    assert ("Teachers together" in page) == several
+    assert f"answers as its {'teachers do together' if several else 'Teacher does'}" in page
+
+
 def test_what_is_missing_is_said(make_run: MakeRun, result: Values) -> None:
     run = make_run(bare(result))
     for path in [*run.rglob("*.jsonl"), *run.rglob("*.npz")]:
