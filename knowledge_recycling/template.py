@@ -16,6 +16,7 @@ HEAD = """# A run of knowledge_recycling. Keys left out have defaults that suit 
 # kr run {name}         runs everything; the same command goes on after a stop
 
 # seed = 0
+# further_teachers = 2         # others that label with the teacher; 0: it labels alone
 """
 
 TAIL = """
