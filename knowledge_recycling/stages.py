@@ -196,7 +196,7 @@ def attacked_members(run: Run) -> ImageSet | None:
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    """Opens the test split, once: utility of teacher and student, their gap, and quality."""
+    """Opens the test split, once: utility of the classifiers, gap, fidelity, and quality."""
     classifiers: dict[str, nn.Module] = {"teacher": load_teacher(run), "student": load_student(run)}
     if run.recipe.further_teachers:
         classifiers[ENSEMBLE] = load_ensemble(run)

@@ -34,22 +34,6 @@ TINY = [
 ]
 
 
-class Fixed(Classifier):
-    """Gives the same logits [N,K] whatever it is asked."""
-
-    num_features = 1
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, :1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits
-
-
 class Linear(Classifier):
     """Pixels times a matrix [K,D]."""
 
@@ -67,15 +51,15 @@ class Linear(Classifier):
 
 
 def test_teachers_together_say_the_mean_of_their_calibrated_logits() -> None:
-    logits, temperatures = torch.randn(3, 5, 4), (0.5, 1.0, 2.5)
-    together = Ensemble(
-        [Teacher(Fixed(each), t) for each, t in zip(logits, temperatures, strict=True)]
-    )
-    divided = logits.numpy() / np.array(temperatures)[:, None, None]
-    images = torch.zeros(5, 1, 2, 2)
-    np.testing.assert_allclose(together(images).numpy(), divided.mean(axis=0), rtol=1e-6)
-    alone = Ensemble([Teacher(Fixed(logits[2]), 2.5)])
-    assert torch.equal(alone(images), logits[2] / 2.5), "one teacher is its own ensemble"
+    weights, temperatures = torch.randn(3, 4, 8), (0.5, 1.0, 2.5)
+    teachers = [Teacher(Linear(w), t) for w, t in zip(weights, temperatures, strict=True)]
+    images = torch.randn(5, 2, 2, 2)
+    said = np.einsum("nd,tkd->tnk", images.flatten(1).numpy(), weights.numpy())
+    expected = (said / np.array(temperatures)[:, None, None]).mean(axis=0)
+    np.testing.assert_allclose(Ensemble(teachers)(images).numpy(), expected, rtol=1e-4, atol=1e-6)
+    alone = Ensemble(teachers[2:])
+    assert torch.equal(alone(images), teachers[2](images)), "one teacher is its own ensemble"
+    assert torch.equal(alone.in_turn(images), teachers[2](images))
 
 
 def test_in_turn_each_row_is_the_next_teachers() -> None:
