@@ -52,7 +52,7 @@ from knowledge_recycling.recycling.distillation import (
     with_knobs,
 )
 from knowledge_recycling.recycling.scoring import loss_attack
-from knowledge_recycling.recycling.synthesis import class_prior, draw_set, open_set
+from knowledge_recycling.recycling.synthesis import Source, class_prior, draw_set, open_set
 from knowledge_recycling.rundir import SCRATCH, perform
 from knowledge_recycling.storage import read_weights, write_arrays, write_json
 from knowledge_recycling.together import together
@@ -197,9 +197,10 @@ def attacked_members(run: Run) -> ImageSet | None:
 
 def evaluate(run: Run, folder: Path) -> None:
     """Opens the test split, once: utility of the classifiers, gap, fidelity, and quality."""
-    classifiers: dict[str, nn.Module] = {"teacher": load_teacher(run), "student": load_student(run)}
+    teacher, teachers = load_teacher(run), load_ensemble(run)
+    classifiers: dict[str, nn.Module] = {"teacher": teacher, "student": load_student(run)}
     if run.recipe.further_teachers:
-        classifiers[ENSEMBLE] = load_ensemble(run)
+        classifiers[ENSEMBLE] = teachers
     splits = {"test": run.splits.test, "val": run.val}
     chances = {
         who: {split: probabilities(run, classifier, images) for split, images in splits.items()}
@@ -233,13 +234,12 @@ def evaluate(run: Run, folder: Path) -> None:
         {f"{split}_labels": images.labels for split, images in splits.items()}
         | {f"{split}_{who}": chances[who][split] for who in chances for split in splits},
     )
-    look_at_images(run, folder)
+    look_at_images(run, teacher.classifier, student_source(run, teachers), folder)
 
 
-def look_at_images(run: Run, folder: Path) -> None:
+def look_at_images(run: Run, classifier: Classifier, source: Source, folder: Path) -> None:
     """Measures the synthetic images' quality and keeps a grid of real and synthetic ones."""
     config = run.recipe.evaluation
-    source, classifier = student_source(run, load_ensemble(run)), load_teacher(run).classifier
     # with the real shares of the classes, so that the distances speak of the images alone
     source = replace(source, prior=class_prior(run.members, "real"))
     size = config.num_drawn(run.members.num_classes)

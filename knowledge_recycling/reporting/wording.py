@@ -29,7 +29,12 @@ class Verdict:
 def verdict(result: Result) -> Verdict:
     """Returns what the run showed, in plain words: utility, leakage, what was not tested."""
     sentences = (_utility_sentence(result), _leakage_sentence(result), _open_questions(result))
-    return Verdict(*(sentence.replace(" %", "\u00a0%") for sentence in sentences))
+    return Verdict(*map(_unbroken, sentences))
+
+
+def _unbroken(sentence: str) -> str:
+    """Returns the sentence with no line break before a per cent sign."""
+    return sentence.replace(" %", "\u00a0%")
 
 
 def _utility_sentence(result: Result) -> str:
@@ -53,7 +58,7 @@ def fidelity_sentence(result: Result) -> str:
         for split, each in result.fidelity.items()
     ]
     said = f"The Student answers as its {who} on {' and '.join(parts)}." if parts else ""
-    return said.replace(" %", "\u00a0%")
+    return _unbroken(said)
 
 
 def _in_words(gap: Measure) -> str:

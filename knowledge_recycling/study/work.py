@@ -16,7 +16,6 @@ from typing import Any, Literal
 from knowledge_recycling import pipeline, stages
 from knowledge_recycling.artefacts import (
     DATA,
-    ENSEMBLE,
     Run,
     candidate_files,
     chosen_candidate,
@@ -77,7 +76,7 @@ class Pupil:
             "precision": run.context.fabric._precision.precision,
             "digests": {name: run.digests[name] for name in ("val", "test")},
             "inputs": [
-                output_digest(run.folder / name) for name in ("teacher", ENSEMBLE, "generator")
+                output_digest(run.folder / name) for name in (*pipeline.LABELLERS, "generator")
             ],
         }
 
