@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from knowledge_recycling.compute import ComputeConfig
 from knowledge_recycling.config import (
+    DERIVED,
     Config,
     Facts,
     PluginConfig,
@@ -32,6 +33,9 @@ from knowledge_recycling.recycling.tuning import TuningConfig
 from knowledge_recycling.rundir import flattened
 from knowledge_recycling.training.classifier import TeacherTraining
 from knowledge_recycling.training.generator import GeneratorTraining
+
+FEW_IMAGES = 2_000
+"""Up to so many training images, three teachers label by default."""
 
 
 class TeacherConfig(Config):
@@ -68,9 +72,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
     """All randomness of the run derives from it."""
     teacher: TeacherConfig = TeacherConfig()
-    further_teachers: NonNegativeInt = 2
+    further_teachers: NonNegativeInt = DERIVED
     """More teachers, alike but for their randomness: a student learns what all say together. What
-    it is compared with is the `teacher` alone."""
+    it is compared with is the `teacher` alone. Unset: 2 for up to 2,000 images, 0 for more."""
     generator: Annotated[PluginConfig, *plugin("models.generators", "generator", "flow")] = Field(
         default_factory=dict, validate_default=True
     )
@@ -100,6 +104,10 @@ class Recipe(Config):
             return values
         same = values.get("generator", {})
         return {**values, "further_generators": {k: v or same for k, v in further.items()}}
+
+    def derived(self, facts: Facts) -> dict[str, Any]:
+        """Derives whether further teachers label: where images are few, one teacher knows least."""
+        return {"further_teachers": 2 if facts.num_train <= FEW_IMAGES else 0}
 
     def completed(self, facts: Facts) -> Self:
         """Returns the recipe with every underived field filled in from the set."""

@@ -264,3 +264,5 @@ def test_a_shadow_trains_as_long_as_a_run_on_its_images_would(
         lambda each: each.student.training.images_seen,
     ):
         assert length(shorter) == pytest.approx(length(half), abs=1)
+    assert (whole.further_teachers, half.further_teachers) == (0, 2)
+    assert shorter.further_teachers == 0, "a shadow is made as its run was"

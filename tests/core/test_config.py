@@ -185,6 +185,15 @@ def test_a_completed_recipe_keeps_every_given_value_and_is_complete(
         assert None not in part.values()
 
 
+@pytest.mark.parametrize(("num_train", "further"), [(100, 2), (2000, 2), (2001, 0), (60_000, 0)])
+def test_further_teachers_label_where_images_are_few_unless_the_recipe_says_otherwise(
+    make_facts: Callable[..., Facts], num_train: int, further: int
+) -> None:
+    facts = make_facts(num_train=num_train)
+    assert Recipe.from_dict(DIGITS).completed(facts).further_teachers == further
+    assert Recipe.from_dict(DIGITS | {"further_teachers": 1}).completed(facts).further_teachers == 1
+
+
 def test_a_recipe_survives_json(make_facts: Callable[..., Facts]) -> None:
     completed = Recipe.from_dict(DIGITS).completed(make_facts())
     assert Recipe.from_dict(json.loads(completed.model_dump_json())) == completed

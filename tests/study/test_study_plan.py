@@ -98,14 +98,17 @@ def test_the_digest_tells_cells_apart_whatever_rows_are_called(tmp_path: Path) -
 
 def test_the_built_in_rows_are_those_of_the_ablation() -> None:
     rows = {row.name: row for row in built_in_rows()}
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert [row.name for row in rows.values() if row.model == "teacher"] == ["real (Teacher)"]
     (test_selected,) = (row for row in rows.values() if row.test_selected)
     assert test_selected.label.endswith("[test-selected]")
     fixed = rows["hard labels, fixed set 1x"]
     assert "student.synthesis.period=0" in fixed.settings
-    apart = {"the same, two generators", "the same, one teacher labels"}
-    assert {row.name for row in rows.values() if row.run_settings} == apart
+    assert {row.name for row in rows.values() if row.run_settings} == {
+        "the same, two generators",
+        "the same, one teacher labels",
+        "the same, three teachers label",
+    }
 
 
 @pytest.mark.parametrize(
