@@ -86,7 +86,7 @@ STAGES = (
         ("student", "selection", "tuning.leakage_limit"),
         (*LABELLERS, "generator"),
         ("val",),
-        version=7,
+        version=8,
     ),
     Stage(
         "tuning",
@@ -94,7 +94,7 @@ STAGES = (
         ("student", "selection", "tuning"),
         (*LABELLERS, "generator", "candidates"),
         ("val",),
-        version=7,
+        version=8,
     ),
     Stage(
         "student",
@@ -102,7 +102,7 @@ STAGES = (
         ("student", "tuning.leakage_limit"),
         (*LABELLERS, "generator", "candidates", "tuning"),
         ("val",),
-        version=2,
+        version=3,
     ),
     Stage(
         "evaluation",
@@ -111,7 +111,7 @@ STAGES = (
         (*LABELLERS, "generator", "candidates", "tuning", "student"),
         ("train", "val", "test"),
     ),
-    Stage("audit", auditing.audit, MADE_BY, ("tuning",), ("train", "val"), version=7),
+    Stage("audit", auditing.audit, MADE_BY, ("tuning",), ("train", "val"), version=8),
 )
 """After `data`, which describes all splits, only `evaluation` looks at the test split. Under a
 leakage limit, choosing attacks members too; the teacher's digest stands for them."""

@@ -75,7 +75,7 @@ MADE_BY = (
     "audit",
 )
 """Parts of a recipe that a shadow depends on."""
-VERSION = 3
+VERSION = 4
 """Raised when the same settings and members begin to give other answers."""
 SYNTHETIC_ATTACKS = {
     "distance": synthetic.Config(method="distance"),

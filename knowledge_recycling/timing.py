@@ -242,7 +242,7 @@ def classifier_parts(run: Run) -> Iterator[Part]:
     gkd = ClassifierObjective(
         networks[2],
         recipe.student.training,
-        distillation_loss(teachers.in_turn, recipe.student, torch.zeros(members.num_classes)),
+        distillation_loss(teachers, recipe.student, torch.zeros(members.num_classes)),
         num_steps=10**6,
         fabric=fabric,
     )

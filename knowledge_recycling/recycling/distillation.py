@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from knowledge_recycling import ranks
 from knowledge_recycling.config import DERIVED, Config, PluginConfig, plugin, validate
 from knowledge_recycling.context import Context
 from knowledge_recycling.data.images import ImageSet
@@ -175,21 +174,6 @@ class Ensemble(nn.Module):
         """Returns the mean of the teachers' calibrated logits [N,K] of images [N,C,H,W]."""
         return torch.stack([teacher(images) for teacher in self.teachers]).mean(dim=0)
 
-    def in_turn(self, images: Tensor) -> Tensor:
-        """Returns calibrated logits [N,K] of images [N,C,H,W], each row's of the next teacher.
-
-        Over a training chance gives each image to all of them, so that a student learns their mean,
-        for the operations of one.
-        """
-        turns = ranks.own_rows(len(images) * ranks.count()) % len(self.teachers)
-        rows = [(turns == number).nonzero()[:, 0] for number in range(len(self.teachers))]
-        parts = [
-            teacher(images[own.to(images.device)])
-            for teacher, own in zip(self.teachers, rows, strict=True)
-            if len(own)
-        ]
-        return torch.cat(parts)[torch.cat(rows).argsort().to(images.device)]
-
 
 Labeller = Callable[[Tensor], Tensor]
 """Calibrated logits [N,K] of images [N,C,H,W] in [-1, 1]."""
@@ -230,7 +214,7 @@ class Lesson:
     config: StudentConfig
     source: Source
     teachers: Ensemble
-    """Who label, in turn."""
+    """Who label."""
     teacher_prior: npt.NDArray[np.float64]
     """[K] shares of the classes the teachers were trained with."""
     num_train: int
@@ -270,7 +254,7 @@ def distil(lesson: Lesson, folder: Path, context: Context, give_up: GiveUp = nev
     fit = Fit(
         name=lesson.name,
         config=training,
-        loss=distillation_loss(lesson.teachers.in_turn, config, lesson.log_odds),
+        loss=distillation_loss(lesson.teachers, config, lesson.log_odds),
         batches=stream,
         val=val,
         give_up=give_up,

@@ -59,17 +59,6 @@ def test_teachers_together_say_the_mean_of_their_calibrated_logits() -> None:
     np.testing.assert_allclose(Ensemble(teachers)(images).numpy(), expected, rtol=1e-4, atol=1e-6)
     alone = Ensemble(teachers[2:])
     assert torch.equal(alone(images), teachers[2](images)), "one teacher is its own ensemble"
-    assert torch.equal(alone.in_turn(images), teachers[2](images))
-
-
-def test_in_turn_each_row_is_the_next_teachers() -> None:
-    """Linear teachers, so that what each would say of a row is known; two rows, too few for all."""
-    weights = torch.randn(3, 4, 8)
-    together = Ensemble([Teacher(Linear(each), 2.0) for each in weights])
-    for count in (7, 2):
-        images = torch.randn(count, 2, 2, 2)
-        expected = [images[i].flatten() @ weights[i % 3].T / 2 for i in range(count)]
-        torch.testing.assert_close(together.in_turn(images), torch.stack(expected))
 
 
 @pytest.fixture(scope="module")
