@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `kr --help` answers at
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -292,11 +293,10 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except KRError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}")
         sys.exit(EXIT_ERROR)
     except Interrupted:
-        command = " ".join(["kr", *sys.argv[1:]])
-        errors.print(f"stopped; all work so far is saved. Go on with: {command}", markup=False)
+        say(f"stopped; all work so far is saved. Go on with: {shlex.join(['kr', *sys.argv[1:]])}")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -310,9 +310,12 @@ def main() -> None:
 def show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Shows the warnings meant for users as a line, and leaves out those of libraries."""
     if category is UserWarning:
-        errors.print(
-            f"warning: {printable(str(message))}", markup=False, highlight=False, soft_wrap=True
-        )
+        say(f"warning: {printable(str(message))}")
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence to stderr as it is: unbroken, so that a command in it can be copied."""
+    errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
