@@ -9,7 +9,7 @@ from rich.text import Text
 
 from knowledge_recycling.errors import RunError
 from knowledge_recycling.reporting.reading import read_result
-from knowledge_recycling.rundir import check_done, record_of
+from knowledge_recycling.rundir import DONE, check_done, record_of
 from knowledge_recycling.summary import RESULT
 
 
@@ -47,9 +47,15 @@ def _row(run: Path, stage: str) -> tuple[str | Text, str, str]:
             check_done(run / stage)
     except RunError as error:
         return _damage(error), "", ""
-    state = "done" if "outputs" in record else "begun"
+    state = "done" if "outputs" in record else _begun(run / stage)
     peak = record.get("peak_rss_mib")
     return state, f"{record['seconds'] / 60:.1f}", "" if peak is None else f"{peak:.0f}"
+
+
+def _begun(folder: Path) -> str:
+    """Returns how far a stage is that has parts, such as an audit's shadows."""
+    parts = sum(1 for _ in folder.glob(f"*/{DONE}"))
+    return f"begun, {parts} parts done" if parts else "begun"
 
 
 def _damage(error: RunError) -> Text:
