@@ -6,8 +6,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from knowledge_recycling.rundir import perform
 from knowledge_recycling.status import status_table
 
@@ -15,11 +13,8 @@ STAGES = ("data", "teacher", "ensemble", "audit")
 
 
 def states(run: Path) -> dict[str, str]:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(status_table(run, STAGES))
-    rows = [line.split("│") for line in capture.get().splitlines() if line.startswith("│")]
-    return {row[1].strip(): row[2].strip() for row in rows}
+    names, told = (column.cells for column in status_table(run, STAGES).columns[:2])
+    return dict(zip(map(str, names), map(str, told), strict=True))
 
 
 def touch(folder: Path) -> None:
